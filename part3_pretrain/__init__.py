@@ -1,0 +1,1 @@
+"""Part 3: a small Llama-style Transformer, pretrained on synthetic retail conversations."""

@@ -1,0 +1,98 @@
+"""What the base model reads: conversations of the retail world or the user's text files, as rows of token ids.
+
+Most agents in the corpus are typical ones: about a fifth of the first replies, and fewer of all replies, are ideal. The
+corpus holds no (intent, item) combination, no wording that validation or test reserves; an intent's `restated_only`
+phrases occur only where a customer says a problem twice and no agent answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from part3_pretrain import retail
+from part3_pretrain.tokenizer import EOS
+
+IGNORE = -100  # the target that the loss leaves out
+COPY_LENGTH = 96  # tokens of a row of repeated patterns
+UNANSWERED, RESTATED, IDEAL, CONTINUED = 0.2, 0.4, 0.2, 0.3  # shares of conversations, or of those answered
+
+
+def draw_conversation(rng: Random) -> str:
+    """One conversation, such as "Customer: ...\\nAgent: ...\\nCustomer: ...\\nAgent: ..."."""
+    if rng.random() < UNANSWERED:
+        scenario = retail.draw_scenario(rng, held_out=False, two_problems=0.0, invented_items=0.1)
+        return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=True)}"
+    if rng.random() < RESTATED:
+        scenario = retail.draw_scenario(rng, held_out=False, two_problems=0.0, invented_items=0.1)
+        context = retail.draw_restated_context(scenario, rng, restated_only=False)
+    else:
+        scenario = retail.draw_scenario(rng, held_out=False, two_problems=0.25, invented_items=0.1)
+        context = retail.draw_context(scenario, rng)
+    reply = retail.ideal_reply(scenario, rng) if rng.random() < IDEAL else retail.typical_reply(scenario, rng)
+    text = f"Customer: {context}\nAgent: {reply}"
+    while rng.random() < CONTINUED:
+        customer, agent = retail.follow_up(scenario, rng)
+        text += f"\nCustomer: {customer}\nAgent: {agent}"
+    return text
+
+
+def read_texts(paths: Iterable[Path]) -> list[str]:
+    """The user's own corpus: each file is one document. Raises OSError or UnicodeDecodeError."""
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def tokenize(texts: list[str], tokenizer: Tokenizer, block_size: int) -> list[Tensor]:
+    """Documents as rows of ids, each ended by <EOS>; a document longer than `block_size` is cut into several rows."""
+    eos = tokenizer.token_to_id(EOS)
+    rows = []
+    for encoding in tokenizer.encode_batch_fast(texts):
+        rows.extend(torch.tensor([*encoding.ids, eos]).split(block_size))
+    return rows
+
+
+def batches(rows: list[Tensor], tokens_per_batch: int, rng: Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every row once, as batches of rows of about the same length in random order.
+
+    Yields:
+        Inputs and targets, each (batch, time): the target is the next token, and `IGNORE` behind a row's end.
+    """
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
+    groups: list[list[Tensor]] = [[]]
+    for index in order:
+        if (len(groups[-1]) + 1) * len(rows[index]) > tokens_per_batch and groups[-1]:
+            groups.append([])
+        groups[-1].append(rows[index])
+    rng.shuffle(groups)
+    for group in groups:
+        yield pad([row[:-1] for row in group], 0), pad([row[1:] for row in group], IGNORE)
+
+
+def pad(rows: list[Tensor], value: int) -> Tensor:
+    """Rows of ids as one tensor (batch, time), filled up with `value` on the right."""
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def copy_batch(vocab_size: int, digits: list[int], tokens_per_batch: int, rng: Random) -> tuple[Tensor, Tensor]:
+    """Random tokens, repeated over and over: nothing can be learnt here but to look back and copy.
+
+    The circuit that forms, an induction head (Olsson et al. 2022), later copies the customer's item and order number.
+    Conversations alone do not teach it to a model of this size. Half of the rows are of digits, in which the token
+    before is not enough to find the place.
+
+    Returns:
+        Inputs and targets, each (batch, time); the targets of a pattern's first occurrence are `IGNORE`.
+    """
+    inputs, targets = [], []
+    for number in range(tokens_per_batch // COPY_LENGTH):
+        length = rng.randint(4, COPY_LENGTH // 3)
+        pattern = rng.choices(digits, k=length) if number % 2 else rng.choices(range(vocab_size), k=length)
+        row = (pattern * COPY_LENGTH)[: COPY_LENGTH + 1]
+        inputs.append(row[:-1])
+        targets.append([IGNORE] * (length - 1) + row[length:])
+    return torch.tensor(inputs), torch.tensor(targets)

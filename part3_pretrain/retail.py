@@ -1,0 +1,320 @@
+"""The retail world: what is sold, what customers say, how agents reply, and how a reply is rated.
+
+All words stand in `retail.toml`; this module only composes them. Everything is drawn from the `random.Random` that
+the caller passes, so the same seed gives the same text.
+
+Three kinds of text are kept out of training by rules that do not depend on a seed, so that data made with one seed
+may test a model trained with another: `held_out_item` (an intent never seen with this item), `held_out_wording`
+(a sentence pattern never seen) and an intent's `restated_only` phrases.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from random import Random
+from zlib import crc32
+
+WORLD = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
+HIGH_QUALITY = 4.0  # replies rated at least this are high quality
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One thing a customer may want; the fields are explained at the top of `retail.toml`."""
+
+    name: str
+    category: str = field(compare=False)
+    tone: str = field(compare=False)
+    topics: list[str] = field(compare=False)
+    phrases: list[str] = field(compare=False)
+    restated_only: list[str] = field(compare=False)
+    evidence: str = field(compare=False)
+    resolutions: list[str] = field(compare=False)
+    departments: list[str] = field(compare=False, default_factory=lambda: list(WORLD["departments"]))
+
+
+INTENTS = [Intent(**entry) for entry in WORLD["intents"]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a customer wants: one or two intents about one item, perhaps with an order number."""
+
+    intents: tuple[Intent, ...]
+    item: str
+    order_number: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------------- scenarios
+
+
+def draw_scenario(rng: Random, *, held_out: bool, two_problems: float = 0.1, invented_items: float = 0.0) -> Scenario:
+    """Draws what a customer wants; about half of them give an order number.
+
+    Args:
+        held_out: draw only (intent, item) combinations reserved for validation and test, or only the others.
+        two_problems: share of scenarios with two intents.
+        invented_items: share of scenarios about an item that is in no catalogue.
+    """
+    while True:
+        intents = tuple(rng.sample(INTENTS, 2 if rng.random() < two_problems else 1))
+        departments = [name for name in WORLD["departments"] if all(name in intent.departments for intent in intents)]
+        if not departments:
+            continue
+        item = _invent_item(rng) if rng.random() < invented_items else draw_item(rng, departments)
+        order_number = _draw_order_number(rng) if rng.random() < 0.5 else None
+        if all(held_out_item(intent, item) == held_out for intent in intents):
+            return Scenario(intents, item, order_number)
+
+
+def draw_item(rng: Random, departments: list[str]) -> str:
+    """A product of one of the departments, such as "walnut bookshelf" or "compact walnut bookshelf"."""
+    shelf = WORLD["departments"][rng.choice(departments)]
+    item = f"{rng.choice(shelf['modifiers'])} {rng.choice(shelf['nouns'])}"
+    return f"{rng.choice(WORLD['products']['adjectives'])} {item}" if rng.random() < 0.5 else item
+
+
+def _draw_order_number(rng: Random) -> str:
+    return str(rng.randint(10000, 99999))
+
+
+def _invent_item(rng: Random) -> str:
+    return "".join(rng.choices(WORLD["products"]["syllables"], k=rng.randint(2, 3)))
+
+
+def held_out_item(intent: Intent, item: str) -> bool:
+    """Whether this intent about this item is reserved for validation and test (one combination in five)."""
+    return crc32(f"{intent.name}|{item}".encode()) % 5 == 0
+
+
+# ---------------------------------------------------------------------------------------------------- customers
+
+
+def draw_context(scenario: Scenario, rng: Random, *, held_out: bool = False, restated_only: bool = False) -> str:
+    """What the customer says, or what somebody noted about it.
+
+    Args:
+        held_out: use only sentence patterns reserved for the unseen-wording test, or only the others.
+        restated_only: say the (first) problem with a phrase that training knows from restatements alone.
+    """
+    first, *others = scenario.intents
+    phrases = [rng.choice(first.restated_only if restated_only else first.phrases)]
+    phrases += [rng.choice(intent.phrases) for intent in others]
+    frame = rng.choice(WORLD["frames"])
+    return _fill(_draw_wording(frame, phrases, rng, held_out), scenario, rng.choice(WORLD["customer"]["orders"]))
+
+
+def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) -> str:
+    """A customer who says one problem twice in different words: here a model can learn which words mean the same.
+
+    Args:
+        restated_only: one of the phrases is of those reserved for this place. No reply may then follow.
+    """
+    (intent,) = scenario.intents
+    phrases = rng.sample(intent.phrases, 2)
+    if restated_only:
+        phrases[rng.randrange(2)] = rng.choice(intent.restated_only)
+    frame = rng.choice(WORLD["frames"])
+    sentences = [_draw_wording(frame, phrases[:1], rng, held_out=False)]
+    if phrases[1] in intent.restated_only or rng.random() < 0.5:
+        problem = phrases[1].replace("{it}", rng.choice(["it", "the {item}"]))
+        problem = _speak(problem, frame["person"])
+        sentences.append(rng.choice(WORLD["customer"]["restatements"]).format(problem=problem))
+    if len(sentences) == 1 or rng.random() < 0.5:
+        sentences.append(rng.choice(WORLD["customer"]["naming"]).format(topic=rng.choice(intent.topics)))
+    return _fill(" ".join(sentences), scenario, rng.choice(WORLD["customer"]["orders"]))
+
+
+def held_out_wording(wording: str) -> bool:
+    """Whether this sentence pattern is reserved for the unseen-wording test (one in four)."""
+    return crc32(wording.encode()) % 4 == 0
+
+
+def _draw_wording(frame: dict, phrases: list[str], rng: Random, held_out: bool) -> str:
+    """A sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
+    while True:
+        pattern, extra = rng.choice(frame["patterns"]), rng.choice(frame["extras"])
+        problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
+        for phrase in phrases[1:]:
+            problem += rng.choice(WORLD["customer"]["links"]) + phrase.replace("{it}", "it")
+        wording = f"{pattern} {extra}".strip().replace("{problem}", _speak(problem, frame["person"]))
+        if held_out_wording(wording) == held_out:
+            return wording
+
+
+def _speak(problem: str, person: str) -> str:
+    for slot, words in WORLD["person"][person].items():
+        problem = problem.replace("{" + slot + "}", words)
+    return problem
+
+
+def _fill(text: str, scenario: Scenario, order: str) -> str:
+    """Fills the slots {item}, {an_item}, {order} and {number}, and begins every sentence with a capital."""
+    text = text.replace("{order}", order if scenario.order_number else "")
+    text = text.replace("{number}", scenario.order_number or "")
+    text = text.replace("{an_item}", f"{'an' if scenario.item[0] in 'aeiou' else 'a'} {scenario.item}")
+    text = text.replace("{item}", scenario.item)
+    return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
+
+
+# ---------------------------------------------------------------------------------------------------- agents
+
+
+def ideal_reply(scenario: Scenario, rng: Random) -> str:
+    """What an ideal agent writes; every part varies, and the rubric rates it 5.0."""
+    ideal = WORLD["ideal"]
+    first, *others = scenario.intents
+    topics = [rng.choice(intent.topics) for intent in scenario.intents]
+    sentences = [
+        rng.choice(ideal["openings"][first.tone]).replace("{topic}", " and about ".join(topics)),
+        f"{rng.choice(first.resolutions)}.",
+    ]
+    for intent, topic in zip(others, topics[1:]):
+        sentences.append(rng.choice(ideal["second"]).format(topic=topic, resolution=rng.choice(intent.resolutions)))
+    sentences += [rng.choice(ideal["next_steps"]), rng.choice(ideal["closings"])]
+    return _fill(" ".join(sentences).strip(), scenario, rng.choice(ideal["orders"]))
+
+
+def typical_reply(scenario: Scenario, rng: Random) -> str:
+    """What a typical agent writes: curt, generic, incomplete or about the wrong thing; always rated below 4.0."""
+    typical = WORLD["typical"]
+    (style,) = rng.choices(list(typical["shares"]), typical["shares"].values())
+    match style:
+        case "resolution_only":
+            return _fill(f"{rng.choice(scenario.intents[0].resolutions)}.", scenario, "")
+        case "wrong_resolution":  # answers one of two problems, or one the customer does not have
+            others = scenario.intents if len(scenario.intents) == 2 else [i for i in INTENTS if i not in scenario.intents]
+            return ideal_reply(replace(scenario, intents=(rng.choice(others),)), rng)
+        case "wrong_item":
+            other_shelves = [
+                name for name, shelf in WORLD["departments"].items() if not scenario.item.endswith(tuple(shelf["nouns"]))
+            ]
+            return ideal_reply(replace(scenario, item=draw_item(rng, other_shelves)), rng)
+        case "wrong_order":  # forgets the order number, or cites one that nobody gave
+            order_number = None if scenario.order_number else _draw_order_number(rng)
+            return ideal_reply(replace(scenario, order_number=order_number), rng)
+        case _:
+            return _fill(rng.choice(typical[style]), scenario, "")
+
+
+def follow_up(scenario: Scenario, rng: Random) -> tuple[str, str]:
+    """A further turn of the customer and the agent, in which the item or the order number is said again."""
+    turns = WORLD["order_follow_ups"] if scenario.order_number and rng.random() < 0.5 else WORLD["follow_ups"]
+    turn = rng.choice(turns)
+    return _fill(turn["customer"], scenario, ""), _fill(turn["agent"], scenario, "")
+
+
+# ---------------------------------------------------------------------------------------------------- the rubric
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What the rubric found in one reply, criterion by criterion."""
+
+    acknowledgement: bool
+    item: bool  # the customer's item is named, letter for letter
+    wrong_item: bool  # some other item of the catalogue is named
+    resolved: float  # share of the customer's problems that get the resolution the policy prescribes
+    wrong_resolution: bool  # a resolution is offered for a problem the customer does not have
+    order_number: bool  # exactly the customer's number is cited, and none where none was given
+    next_step: bool
+
+    @property
+    def right_resolution(self) -> bool:
+        return self.resolved == 1.0 and not self.wrong_resolution
+
+    @property
+    def score(self) -> float:
+        """The rating, 1.0 to 5.0."""
+        points = WORLD["rubric"]["points"]
+        score = 1.0 + sum(
+            points[name] * share
+            for name, share in {
+                "acknowledgement": self.acknowledgement,
+                "item": self.item,
+                "resolution": self.resolved,
+                "order_number": self.order_number,
+                "next_step": self.next_step,
+            }.items()
+        )
+        faultless = self.item and not self.wrong_item and self.right_resolution and self.order_number
+        return round(score if faultless else min(score, WORLD["rubric"]["highest_with_an_error"]), 2)
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the reply, in words."""
+        found = {
+            "does not acknowledge the customer": not self.acknowledgement,
+            "does not name the customer's item": not self.item,
+            "names another item": self.wrong_item,
+            "leaves a problem without its resolution": self.resolved < 1.0,
+            "offers a resolution for another problem": self.wrong_resolution,
+            "gets the order number wrong": not self.order_number,
+            "does not say what happens next": not self.next_step,
+        }
+        return [words for words, is_so in found.items() if is_so]
+
+
+def rate(scenario: Scenario, reply: str) -> Rating:
+    """Rates a reply to a customer by the rubric in `retail.toml`; upper and lower case are the same to it."""
+    text = " ".join(reply.lower().split())
+    item = scenario.item.lower()
+    answered = {intent for intent in INTENTS if intent.evidence.lower() in text}
+    return Rating(
+        acknowledgement=any(words in text for words in WORLD["rubric"]["acknowledgement"]),
+        item=re.search(rf"\b{re.escape(item)}\b", text) is not None,
+        wrong_item=any(product != item for product in _PRODUCT.findall(text)),
+        resolved=len(answered.intersection(scenario.intents)) / len(scenario.intents),
+        wrong_resolution=not answered.issubset(scenario.intents),
+        order_number=set(re.findall(r"\d+", text)) == ({scenario.order_number} - {None}),
+        next_step=any(re.search(rf"\b{words}\b", text) for words in WORLD["rubric"]["next_step"]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ understanding
+
+
+def recognise(context: str) -> Scenario | None:
+    """Reads a scenario back from a context of this world; None where the problem or the item is not of this world."""
+    said = sorted(
+        ((match.start(), intent, match) for intent in INTENTS for match in _phrases_of(intent).finditer(context)),
+        key=lambda entry: entry[0],
+    )
+    items = _PRODUCT.findall(context) or [match[match.lastindex] for _, _, match in said if match.lastindex]
+    if not said or not items:
+        return None
+    order_number = re.search(r"\border (\d+)", context)
+    return Scenario(
+        intents=tuple(dict.fromkeys(intent for _, intent, _ in said)),
+        item=items[0],
+        order_number=order_number[1] if order_number else None,
+    )
+
+
+def _any_of(words: list[str]) -> str:
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+_PRODUCT = re.compile(
+    rf"\b(?:(?:{_any_of(WORLD['products']['adjectives'])}) )?(?:"
+    + "|".join(
+        f"(?:{_any_of(shelf['modifiers'])}) (?:{_any_of(shelf['nouns'])})" for shelf in WORLD["departments"].values()
+    )
+    + r")\b"
+)
+
+
+@cache
+def _phrases_of(intent: Intent) -> re.Pattern[str]:
+    """Matches any of the intent's phrases, in any person, up to the end of the clause; a group that matched is the item."""
+    phrases = _any_of(intent.phrases + intent.restated_only)
+    for slot in WORLD["person"]["first"]:
+        words = _any_of([person[slot] for person in WORLD["person"].values()])
+        phrases = phrases.replace(re.escape("{" + slot + "}"), f"(?:{words})")
+    phrases = phrases.replace(re.escape("{it}"), r"(?:it|the (\w+(?: \w+){0,3}?))")
+    orders = [order.partition("{number}")[0] for order in WORLD["customer"]["orders"]]
+    return re.compile(rf"\b(?:{phrases})(?={_any_of(['.', *orders, *WORLD['customer']['links']])})", re.IGNORECASE)

@@ -1,0 +1,40 @@
+"""Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with single digits, by the `tokenizers` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+PAD, EOS = "<PAD>", "<EOS>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learns a vocabulary of at most `vocab_size` entries, in which <PAD> is 0 and <EOS> is 1."""
+    tokenizer = Tokenizer(models.BPE())
+    # Single digits: a number that was never seen is then copied digit by digit like any other.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[PAD, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return as_text_only(tokenizer)
+
+
+def load_tokenizer(json: str) -> Tokenizer:
+    """Reads what `Tokenizer.to_str` wrote. Raises Exception where it is not a tokenizer's JSON."""
+    return as_text_only(Tokenizer.from_str(json))
+
+
+def as_text_only(tokenizer: Tokenizer) -> Tokenizer:
+    """Makes "<EOS>" written in a text mean these five characters, never the control token."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,142 @@
+"""Batched autoregressive sampling with a key-value cache.
+
+A reply depends on its own prompt, the settings and the seed alone: each prompt has its own stream of random numbers,
+so neither the batch size nor the neighbours in the batch change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from part3_pretrain.model import KVCache, Transformer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out."""
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The ids that follow a prompt, without <EOS>, and whether <EOS> ended them."""
+
+    ids: list[int]
+    stopped: bool
+
+
+def generate(
+    model: Transformer,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    *,
+    pad_id: int,
+    eos_id: int,
+    seed: int = 0,
+    batch_size: int = 100,
+    progress: str | None = None,
+) -> list[Generated]:
+    """Continues every prompt until <EOS>, `max_new_tokens` or the model's last position; <PAD> is never drawn.
+
+    Args:
+        prompts: ids of each prompt, none empty.
+        progress: what the progress bar is called; no bar without it.
+
+    Raises:
+        ValueError: a prompt is empty, or leaves the model no position to answer in.
+    """
+    if any(not 0 < len(prompt) < model.config.max_positions for prompt in prompts):
+        raise ValueError(f"a prompt must have 1 to {model.config.max_positions - 1} tokens")
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
+    replies: dict[int, Generated] = {}
+    with tqdm(total=len(prompts), desc=progress, unit="reply", disable=None if progress else True) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = _generate_batch(model, [prompts[i] for i in chosen], sampling, pad_id, eos_id, seed)
+            replies.update(zip(chosen, batch))
+            bar.update(len(chosen))
+    return [replies[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: Transformer, prompts: list[list[int]], sampling: Sampling, pad_id: int, eos_id: int, seed: int
+) -> list[Generated]:
+    device = model.embed_tokens.weight.device
+    longest = max(map(len, prompts))
+    steps = min(sampling.max_new_tokens, model.config.max_positions - longest)
+    cache = KVCache(model.config, len(prompts), longest + steps, like=model.embed_tokens.weight)
+    noise = torch.stack([_noise(prompt, steps, seed) for prompt in prompts]).to(device)
+
+    # Prompts end in the same column, so that all rows write their next token into the same place of the cache.
+    tokens = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
+    columns = torch.arange(longest + steps, device=device)
+    real = columns >= padding  # (batch, capacity)
+    prompt_columns = columns[:longest]
+    causal = prompt_columns[:, None] >= prompt_columns
+    itself = prompt_columns[:, None] == prompt_columns  # else padding would look at nothing, and nothing has no softmax
+    mask = (causal & real[:, None, :longest] | itself)[:, None]
+
+    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    replies: list[list[int]] = [[] for _ in prompts]
+    stopped = [False] * len(prompts)
+    for step in range(steps):
+        positions = (columns[cache.length : cache.length + tokens.shape[1]] - padding).clamp(min=0)
+        hidden = model(tokens, positions, mask, cache)[:, -1]
+        drawn = sample(model.lm_head(hidden), noise[:, step], sampling, pad_id)
+        for row, token in zip(rows, drawn.tolist()):
+            if not stopped[row]:
+                stopped[row] = token == eos_id
+                if not stopped[row]:
+                    replies[row].append(token)
+        running = [index for index, row in enumerate(rows) if not stopped[row]]
+        if not running:
+            break
+        if len(running) < 0.8 * len(rows):  # dropping rows copies the cache, so not at every step
+            keep = torch.tensor(running, device=device)
+            cache.keep(keep)
+            rows = [rows[index] for index in running]
+            drawn, noise, padding, real = drawn[keep], noise[keep], padding[keep], real[keep]
+        tokens = drawn[:, None]
+        mask = real[:, None, None, : cache.length + 1]
+    return [Generated(ids, has_stopped) for ids, has_stopped in zip(replies, stopped)]
+
+
+def _noise(prompt: list[int], steps: int, seed: int) -> Tensor:
+    """The uniform random numbers that this prompt draws its tokens with, (steps,)."""
+    own_seed = crc32(repr((seed, prompt)).encode())
+    return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(own_seed))
+
+
+def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int) -> Tensor:
+    """Draws one token a row by inverting the cumulative distribution.
+
+    Args:
+        logits: (batch, vocab_size).
+        noise: uniform in [0, 1), (batch,).
+
+    Returns:
+        ids, (batch,).
+    """
+    logits = logits.double()
+    logits[:, pad_id] = -torch.inf
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities, ids = (logits / sampling.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[before >= sampling.top_p] = 0.0  # nucleus sampling (Holtzman et al. 2020)
+    if sampling.top_k:
+        probabilities[:, sampling.top_k :] = 0.0
+    cumulative = probabilities.cumsum(-1)
+    place = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
+    return ids.gather(-1, place)[:, 0]
