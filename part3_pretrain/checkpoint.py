@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.files import UserError, written_whole
+from part3_pretrain.command_line import UserError
+from part3_pretrain.files import written_whole
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import load_tokenizer
 

@@ -7,8 +7,7 @@ phrases occur only where a customer says a problem twice and no agent answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from random import Random
 
 import torch
@@ -40,11 +39,6 @@ def draw_conversation(rng: Random) -> str:
         customer, agent = retail.follow_up(scenario, rng)
         text += f"\nCustomer: {customer}\nAgent: {agent}"
     return text
-
-
-def read_texts(paths: Iterable[Path]) -> list[str]:
-    """The user's own corpus: each file is one document. Raises OSError or UnicodeDecodeError."""
-    return [path.read_text(encoding="utf-8") for path in paths]
 
 
 def tokenize(texts: list[str], tokenizer: Tokenizer, block_size: int) -> list[Tensor]:

@@ -1,30 +1,14 @@
-"""Files that are either whole or not there, and mistakes of the user that end in one line."""
+"""Files that are either whole or not there."""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class UserError(Exception):
-    """Something that the user gave cannot be used; the message says what to do."""
-
-
-def exit_status(main: Callable[[], None]) -> int:
-    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr)
-        return 130
-    return 0
+from part3_pretrain.command_line import UserError
 
 
 @contextmanager

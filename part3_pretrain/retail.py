@@ -187,11 +187,15 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
         case "resolution_only":
             return _fill(f"{rng.choice(scenario.intents[0].resolutions)}.", scenario, "")
         case "wrong_resolution":  # answers one of two problems, or one the customer does not have
-            others = scenario.intents if len(scenario.intents) == 2 else [i for i in INTENTS if i not in scenario.intents]
+            others = (
+                scenario.intents if len(scenario.intents) == 2 else [i for i in INTENTS if i not in scenario.intents]
+            )
             return ideal_reply(replace(scenario, intents=(rng.choice(others),)), rng)
         case "wrong_item":
             other_shelves = [
-                name for name, shelf in WORLD["departments"].items() if not scenario.item.endswith(tuple(shelf["nouns"]))
+                name
+                for name, shelf in WORLD["departments"].items()
+                if not scenario.item.endswith(tuple(shelf["nouns"]))
             ]
             return ideal_reply(replace(scenario, item=draw_item(rng, other_shelves)), rng)
         case "wrong_order":  # forgets the order number, or cites one that nobody gave

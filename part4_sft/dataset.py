@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from part3_pretrain import retail
+from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE, pad
-from part3_pretrain.files import UserError, written_whole
+from part3_pretrain.files import written_whole
 from part3_pretrain.tokenizer import EOS
 
 PAIRS, HIGH_QUALITY_PAIRS, VALIDATION_PAIRS, TEST_PAIRS = 5000, 500, 100, 200

@@ -132,7 +132,7 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int) -> Te
     logits[:, pad_id] = -torch.inf
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities, ids = (logits / sampling.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, ids = (logits / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= sampling.top_p] = 0.0  # nucleus sampling (Holtzman et al. 2020)
     if sampling.top_k:

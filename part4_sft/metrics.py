@@ -90,7 +90,12 @@ def score(replies: Replies, pairs: list[Pair]) -> Scores:
 
 
 def generate_replies(
-    model: Transformer, tokenizer: Tokenizer, pairs: list[Pair], sampling: Sampling, seed: int, progress: str | None = None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    pairs: list[Pair],
+    sampling: Sampling,
+    seed: int,
+    progress: str | None = None,
 ) -> Replies:
     """The model's own replies to the contexts of the pairs."""
     model.eval()

@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first, so that no display is needed)
+import matplotlib.pyplot as plt
 
-from part3_pretrain.files import written_whole  # noqa: E402
+from part3_pretrain.files import written_whole
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 
@@ -55,3 +55,128 @@ def smoothed(losses: list[float], decay: float = 0.95) -> list[float]:
         average = decay * average + (1 - decay) * loss
         curve.append(average / (1 - decay**step))
     return curve
+
+
+# ---------------------------------------------------------------------------------------------------- text
+
+MEASURES = {  # key in `evaluation.json`: (name, how it is written, which way is better, what it means)
+    "bleu": ("BLEU", "{:.3f}", "higher", "mean sentence BLEU against one ideal reply, smoothed"),
+    "rouge_l": ("ROUGE-L", "{:.3f}", "higher", "mean F1 of the longest common subsequence with that reply"),
+    "rating": ("rating", "{:.2f}", "higher", "mean rating by the rubric, 1.0 to 5.0"),
+    "rated_4_or_more": ("rated 4.0 or more", "{:.1%}", "higher", "share of replies that count as high quality"),
+    "right_item": ("right item", "{:.1%}", "higher", "names the customer's item, letter for letter"),
+    "wrong_item": ("wrong item", "{:.1%}", "lower", "names another item of the catalogue"),
+    "right_resolution": ("right resolution", "{:.1%}", "higher", "gives what the policy prescribes, and nothing else"),
+    "right_order_number": ("right order number", "{:.1%}", "higher", "cites it exactly, of the contexts that give one"),
+    "both_problems_resolved": ("both problems", "{:.1%}", "higher", "resolves both, of the contexts with two"),
+    "stops_by_itself": ("stops by itself", "{:.1%}", "higher", "ends with <EOS> within the token limit"),
+}
+AUTHORS = {"pretrained": "pretrained", "sft": "SFT", "ceiling": "ideal agent"}
+
+
+def score_table(scores: dict[str, dict[str, float]], explained: bool = False) -> str:
+    """A Markdown table with one measure a row and one author a column."""
+    header = ["measure", *(AUTHORS.get(author, author.replace("_", " ")) for author in scores)]
+    rows = []
+    for key, (name, form, better, meaning) in MEASURES.items():
+        values = [author_scores.get(key) for author_scores in scores.values()]
+        if all(value is None for value in values):
+            continue
+        cells = ["-" if value is None else form.format(value) for value in values]
+        rows.append([name, *cells, *([f"{better} is better: {meaning}"] if explained else [])])
+    return markdown_table(header + ["meaning"] * explained, rows)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Cells in aligned columns, so that the source reads as well as the page."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
+
+
+def save_report(path: Path, evaluation: dict[str, Any]) -> None:
+    """Writes the report of a run in Markdown; all of its numbers are those of `evaluation`."""
+    config, data = evaluation["config"], evaluation["dataset"]
+    by_author = {author: evaluation[author] for author in AUTHORS if author in evaluation}
+    last = evaluation["by_epoch"][-1]["epoch"]
+    sections = [
+        "# Part 4: supervised fine-tuning, what came out",
+        f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {last} epochs on "
+        f"{data['trained_on']} of {data['sft_dataset']:,} pairs (Adam, learning rate {config['learning_rate']:g}, batch size "
+        f"{config['batch_size']}, loss over response tokens only, seed {config['seed']}). Then it and the model it started "
+        f"from answered {data['sft_test']} contexts that neither had seen, at temperature {config['temperature']:g}.",
+        "## Before and after",
+        score_table(by_author, explained=True),
+        "The *ideal agent* is a second, independently written ideal reply to the same context, scored like a model's: two "
+        "people who both do everything right still choose different words, so this is as far as BLEU and ROUGE-L can go."
+        if "ceiling" in by_author
+        else "",
+        "## Is the difference real?",
+        "\n".join(_in_words(name, found) for name, found in evaluation["comparison"].items()),
+        "The intervals come from 10,000 paired bootstrap resamples of the test contexts.",
+        "## Loss",
+        "![loss curve](loss_curve.png)",
+        "## Epoch by epoch",
+        "Measured on validation contexts, with really generated replies. Epoch 0 is the pretrained model, epoch 3 the "
+        "assignment's first setting, epoch 5 the default.",
+        _epoch_table(evaluation["by_epoch"]),
+    ]
+    for name, title, meaning in [
+        ("unseen_wording", "Unseen wordings", "Sentence patterns that occur nowhere in the training of either model."),
+        (
+            "unseen_phrase",
+            "Unseen phrases",
+            "The problem is said with a phrase that occurs in pretraining alone, in messages that say a problem twice and "
+            "that no agent answers. No reply to it was ever seen; what it means had to be learnt from what it stood beside.",
+        ),
+    ]:
+        if name in evaluation:
+            sections += [f"## {title}", meaning, score_table(evaluation[name])]
+    sections += [
+        "## Could a look-up do it?",
+        "The reply to the training context with the most similar words (TF-IDF), and the most common training reply.",
+        score_table({"sft": evaluation["sft"], **evaluation["baselines"]}),
+        "## Side by side",
+        *(_example(entry) for entry in evaluation["examples"]),
+    ]
+    with written_whole(path) as temporary:
+        temporary.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+
+
+def _in_words(name: str, found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    sure = "so the fine-tuned model is better" if low > 0 else "so this run does not show that it is better"
+    return (
+        f"- **{MEASURES[name][0]}** changed by {found['difference']:+.3f}; on other contexts of this kind by {low:+.3f} to "
+        f"{high:+.3f} (95% interval, p = {found['p_value']:.4f}), {sure}."
+    )
+
+
+def _epoch_table(by_epoch: list[dict[str, Any]]) -> str:
+    forms = {"epoch": "{}", "train_loss": "{:.3f}", "validation_loss": "{:.3f}"}
+    forms |= {key: MEASURES[key][1] for key in ("bleu", "rouge_l", "rated_4_or_more") if key in by_epoch[0]}
+    header = [MEASURES[key][0] if key in MEASURES else key.replace("_", " ") for key in forms]
+    cells = [["-" if row[key] is None else form.format(row[key]) for key, form in forms.items()] for row in by_epoch]
+    return markdown_table(header, cells)
+
+
+def _example(entry: dict[str, Any]) -> str:
+    lines = [f"> {entry['context']}", ""]
+    for author, name in {"pretrained": "Pretrained", "sft": "SFT", "reference": "Reference"}.items():
+        rating = f" ({entry[f'{author}_rating']:.1f})" if f"{author}_rating" in entry else ""
+        text = entry[author].replace("\n", " / ") or "(nothing)"
+        lines.append(f"- **{name}**{rating}: {text}")
+    return "\n".join(lines)
+
+
+def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
+    """The last lines of a run: the files, and what fine-tuning changed."""
+    print("\nwritten:")
+    for path in written:
+        print(f"  {path}")
+    shown = {key: MEASURES[key] for key in ("bleu", "rouge_l", "rated_4_or_more") if key in evaluation["sft"]}
+    names = [name for name, *_ in shown.values()]
+    print("\n" + " " * 12 + "".join(f"{name:>20}" for name in names))
+    for author in ("pretrained", "sft"):
+        values = [form.format(evaluation[author][key]) for key, (_, form, *_) in shown.items()]
+        print(f"{AUTHORS[author]:<12}" + "".join(f"{value:>20}" for value in values))

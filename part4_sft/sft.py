@@ -20,7 +20,8 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
-from part3_pretrain.files import UserError, check_writable, exit_status, written_whole
+from part3_pretrain.command_line import UserError, exit_status
+from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.model import Transformer
 from part3_pretrain.pretrain import PretrainConfig, run_pretraining
 from part3_pretrain.tokenizer import PAD

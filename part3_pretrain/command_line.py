@@ -1,0 +1,80 @@
+"""Commands: options that are the fields of a dataclass, and mistakes of the user that end in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """Something that the user gave cannot be used; the message says what to do."""
+
+
+def exit_status(main: Callable[[], None]) -> int:
+    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def option(
+    default: Any, help: str, wanted: str = "", is_good: Callable[[Any], bool] = lambda value: True, **keywords: Any
+) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        help: what `--help` says of it.
+        wanted, is_good: which values are allowed, in words and as a test.
+        keywords: passed on to `ArgumentParser.add_argument`.
+    """
+    return field(
+        default=default, metadata={"wanted": wanted, "is_good": is_good, "argument": {"help": help, **keywords}}
+    )
+
+
+def at_least(minimum: int) -> dict[str, Any]:
+    """For `option`: a number of at least `minimum`, and not infinite."""
+    return {"wanted": f"{minimum} or more", "is_good": lambda value: minimum <= value < float("inf")}
+
+
+def parse(
+    config: type[Config], prog: str, description: str, example: str, arguments: list[str] | None = None
+) -> Config:
+    """Reads the command line into the dataclass. Exits with status 2 and one line where it cannot be used."""
+    parser = _OneLineParser(
+        prog=prog,
+        description=description,
+        epilog=f"example: {example}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for setting in fields(config):  # type: ignore[arg-type]
+        keywords = dict(setting.metadata["argument"])
+        if "action" not in keywords:
+            keywords.setdefault("type", type(setting.default))
+        parser.add_argument(f"--{setting.name.replace('_', '-')}", default=setting.default, **keywords)
+    parsed = config(**vars(parser.parse_args(arguments)))
+    for setting in fields(config):  # type: ignore[arg-type]
+        value = getattr(parsed, setting.name)
+        if not setting.metadata["is_good"](value):
+            parser.error(f"--{setting.name.replace('_', '-')} must be {setting.metadata['wanted']}, not {value}")
+    return parsed
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+PATH = {"type": Path, "metavar": "PATH"}  # for `option`
