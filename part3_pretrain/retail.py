@@ -314,7 +314,7 @@ _PRODUCT = re.compile(
 
 @cache
 def _phrases_of(intent: Intent) -> re.Pattern[str]:
-    """Matches any of the intent's phrases, in any person, up to the end of the clause; a group that matched is the item."""
+    """Matches any of the intent's phrases, in any person, up to the clause's end; a group that matched is the item."""
     phrases = _any_of(intent.phrases + intent.restated_only)
     for slot in WORLD["person"]["first"]:
         words = _any_of([person[slot] for person in WORLD["person"].values()])

@@ -45,9 +45,9 @@ def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
     return parse(
         SFTConfig,
         prog="python -m part4_sft.sft",
-        description="Fine-tunes the pretrained model on high-quality (context, response) pairs and compares both models "
-        "on contexts that neither has seen. Writes checkpoints/sft_model.pt and, in outputs/, the data, the loss curve, "
-        "evaluation.json, replies.json and a report.",
+        description="Fine-tunes the pretrained model on high-quality (context, response) pairs and compares both "
+        "models on contexts that neither has seen. Writes checkpoints/sft_model.pt and, in outputs/, the data, the "
+        "loss curve, evaluation.json, replies.json and a report.",
         example="python -m part4_sft.sft --epochs 3 --out-dir outputs/three --checkpoint-dir checkpoints/three",
         arguments=arguments,
     )

@@ -33,7 +33,7 @@ _rouge = RougeScorer(["rougeL"])
 
 
 def bleu(reply: str, reference: str) -> float:
-    """Sentence BLEU (Papineni et al. 2002), 0 to 1, with NLTK's smoothing method 1, over words and punctuation marks."""
+    """Sentence BLEU (Papineni et al. 2002), 0 to 1, of words and punctuation marks, by NLTK's smoothing method 1."""
     return sentence_bleu([wordpunct_tokenize(reference)], wordpunct_tokenize(reply), smoothing_function=_smoothing)
 
 

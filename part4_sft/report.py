@@ -102,13 +102,13 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
     sections = [
         "# Part 4: supervised fine-tuning, what came out",
         f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {last} epochs on "
-        f"{data['trained_on']} of {data['sft_dataset']:,} pairs (Adam, learning rate {config['learning_rate']:g}, batch size "
-        f"{config['batch_size']}, loss over response tokens only, seed {config['seed']}). Then it and the model it started "
-        f"from answered {data['sft_test']} contexts that neither had seen, at temperature {config['temperature']:g}.",
+        f"{data['trained_on']} of {data['sft_dataset']:,} pairs (Adam, learning rate {config['learning_rate']:g}, batch "
+        f"size {config['batch_size']}, loss over response tokens only, seed {config['seed']}). Then it and the model it "
+        f"started from answered {data['sft_test']} contexts that neither had seen, at temperature {config['temperature']:g}.",
         "## Before and after",
         score_table(by_author, explained=True),
-        "The *ideal agent* is a second, independently written ideal reply to the same context, scored like a model's: two "
-        "people who both do everything right still choose different words, so this is as far as BLEU and ROUGE-L can go."
+        "The *ideal agent* is a second, independently written ideal reply to the same context, scored like a model's: "
+        "two people who both do everything right still choose different words, so BLEU and ROUGE-L end about there."
         if "ceiling" in by_author
         else "",
         "## Is the difference real?",
@@ -126,8 +126,8 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         (
             "unseen_phrase",
             "Unseen phrases",
-            "The problem is said with a phrase that occurs in pretraining alone, in messages that say a problem twice and "
-            "that no agent answers. No reply to it was ever seen; what it means had to be learnt from what it stood beside.",
+            "The problem is said with a phrase that occurs in pretraining alone, in messages that say a problem twice "
+            "and that no agent answers. No reply to it was ever seen; its meaning had to be learnt from its company.",
         ),
     ]:
         if name in evaluation:
@@ -147,8 +147,8 @@ def _in_words(name: str, found: dict[str, Any]) -> str:
     low, high = found["ci95"]
     sure = "so the fine-tuned model is better" if low > 0 else "so this run does not show that it is better"
     return (
-        f"- **{MEASURES[name][0]}** changed by {found['difference']:+.3f}; on other contexts of this kind by {low:+.3f} to "
-        f"{high:+.3f} (95% interval, p = {found['p_value']:.4f}), {sure}."
+        f"- **{MEASURES[name][0]}** changed by {found['difference']:+.3f}; on other contexts of this kind by {low:+.3f} "
+        f"to {high:+.3f} (95% interval, p = {found['p_value']:.4f}), {sure}."
     )
 
 
