@@ -19,19 +19,29 @@ from part3_pretrain.tokenizer import EOS
 
 IGNORE = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
-UNANSWERED, RESTATED, IDEAL, CONTINUED = 0.2, 0.4, 0.2, 0.3  # shares of conversations, or of those answered
+
+KINDS = {  # shares of the documents
+    "unanswered": 0.35,  # a customer says a problem twice: which words mean the same
+    "policy": 0.20,  # a problem by its name, and what is done about it
+    "conversation": 0.45,
+}
+TWO_PROBLEMS, INVENTED_ITEMS = 0.3, 0.1  # shares of all scenarios
+RESTATED_ONLY = 0.4  # share of the unanswered that use a phrase reserved for them
+RESTATED, IDEAL, CONTINUED = 0.3, 0.2, 0.15  # shares of the conversations
 
 
 def draw_conversation(rng: Random) -> str:
-    """One conversation, such as "Customer: ...\\nAgent: ...\\nCustomer: ...\\nAgent: ..."."""
-    if rng.random() < UNANSWERED:
-        scenario = retail.draw_scenario(rng, held_out=False, two_problems=0.0, invented_items=0.1)
-        return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=True)}"
+    """One document, such as "Customer: ...\nAgent: ...\nCustomer: ...\nAgent: ..."."""
+    scenario = retail.draw_scenario(rng, held_out=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
+    (kind,) = rng.choices(list(KINDS), KINDS.values())
+    if kind == "unanswered":
+        return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
+    if kind == "policy":
+        naming = retail.draw_naming(scenario.intents, rng)
+        return f"Customer: {naming}\nAgent: {retail.policy_answer(scenario.intents, rng)}"
     if rng.random() < RESTATED:
-        scenario = retail.draw_scenario(rng, held_out=False, two_problems=0.0, invented_items=0.1)
         context = retail.draw_restated_context(scenario, rng, restated_only=False)
     else:
-        scenario = retail.draw_scenario(rng, held_out=False, two_problems=0.25, invented_items=0.1)
         context = retail.draw_context(scenario, rng)
     reply = retail.ideal_reply(scenario, rng) if rng.random() < IDEAL else retail.typical_reply(scenario, rng)
     text = f"Customer: {context}\nAgent: {reply}"

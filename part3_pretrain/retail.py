@@ -109,24 +109,36 @@ def draw_context(scenario: Scenario, rng: Random, *, held_out: bool = False, res
 
 
 def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) -> str:
-    """A customer who says one problem twice in different words: here a model can learn which words mean the same.
+    """A customer who says the same again in other words or by its name: here a model can learn what means the same.
 
     Args:
-        restated_only: one of the phrases is of those reserved for this place. No reply may then follow.
+        restated_only: the (first) problem is said with a phrase that is reserved for this place. No reply may follow.
     """
-    (intent,) = scenario.intents
-    phrases = rng.sample(intent.phrases, 2)
+    first, *others = scenario.intents
+    phrases = rng.sample(first.phrases, 2)
     if restated_only:
-        phrases[rng.randrange(2)] = rng.choice(intent.restated_only)
+        phrases[0] = rng.choice(first.restated_only)
+    if others:
+        said, again = [phrases[0], *(rng.choice(intent.phrases) for intent in others)], None
+    else:
+        said, again = rng.choice([(phrases[:1], None), (phrases[:1], phrases[1]), (phrases[1:], phrases[0])])
     frame = rng.choice(WORLD["frames"])
-    sentences = [_draw_wording(frame, phrases[:1], rng, held_out=False)]
-    if phrases[1] in intent.restated_only or rng.random() < 0.5:
-        problem = phrases[1].replace("{it}", rng.choice(["it", "the {item}"]))
-        problem = _speak(problem, frame["person"])
+    sentences = [_draw_wording(frame, said, rng, held_out=False)]
+    if again:
+        problem = _speak(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
         sentences.append(rng.choice(WORLD["customer"]["restatements"]).format(problem=problem))
-    if len(sentences) == 1 or rng.random() < 0.5:
-        sentences.append(rng.choice(WORLD["customer"]["naming"]).format(topic=rng.choice(intent.topics)))
+    if not again or rng.random() < 0.5:
+        sentences.append(draw_naming(scenario.intents, rng))
     return _fill(" ".join(sentences), scenario, rng.choice(WORLD["customer"]["orders"]))
+
+
+def draw_naming(intents: tuple[Intent, ...], rng: Random) -> str:
+    """A sentence that calls the problems by their names: "So it is about the refund and about the invoice."."""
+    return rng.choice(WORLD["customer"]["naming"]).format(topic=_topics([rng.choice(i.topics) for i in intents]))
+
+
+def _topics(topics: list[str]) -> str:
+    return " and about ".join(topics)
 
 
 def held_out_wording(wording: str) -> bool:
@@ -167,16 +179,28 @@ def _fill(text: str, scenario: Scenario, order: str) -> str:
 def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """What an ideal agent writes; every part varies, and the rubric rates it 5.0."""
     ideal = WORLD["ideal"]
-    first, *others = scenario.intents
     topics = [rng.choice(intent.topics) for intent in scenario.intents]
     sentences = [
-        rng.choice(ideal["openings"][first.tone]).replace("{topic}", " and about ".join(topics)),
-        f"{rng.choice(first.resolutions)}.",
+        rng.choice(ideal["openings"][scenario.intents[0].tone]).replace("{topic}", _topics(topics)),
+        _resolutions(scenario.intents, topics, rng),
+        rng.choice(ideal["next_steps"]),
+        rng.choice(ideal["closings"]),
     ]
-    for intent, topic in zip(others, topics[1:]):
-        sentences.append(rng.choice(ideal["second"]).format(topic=topic, resolution=rng.choice(intent.resolutions)))
-    sentences += [rng.choice(ideal["next_steps"]), rng.choice(ideal["closings"])]
     return _fill(" ".join(sentences).strip(), scenario, rng.choice(ideal["orders"]))
+
+
+def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
+    """What the policy prescribes, and not a word more."""
+    answer = _resolutions(intents, [rng.choice(intent.topics) for intent in intents], rng)
+    return answer[0].upper() + answer[1:]
+
+
+def _resolutions(intents: tuple[Intent, ...], topics: list[str], rng: Random) -> str:
+    sentences = [f"{rng.choice(intents[0].resolutions)}."]
+    for intent, topic in zip(intents[1:], topics[1:]):
+        resolution = rng.choice(intent.resolutions)
+        sentences.append(rng.choice(WORLD["ideal"]["second"]).format(topic=topic, resolution=resolution))
+    return " ".join(sentences)
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
@@ -185,7 +209,7 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
     (style,) = rng.choices(list(typical["shares"]), typical["shares"].values())
     match style:
         case "resolution_only":
-            return _fill(f"{rng.choice(scenario.intents[0].resolutions)}.", scenario, "")
+            return policy_answer(scenario.intents, rng)
         case "wrong_resolution":  # answers one of two problems, or one the customer does not have
             others = (
                 scenario.intents if len(scenario.intents) == 2 else [i for i in INTENTS if i not in scenario.intents]

@@ -75,15 +75,18 @@ def score(replies: Replies, pairs: list[Pair]) -> Scores:
     ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
     with_order = [rating for rating, scenario in zip(ratings, scenarios) if scenario.order_number]
     with_two = [rating for rating, scenario in zip(ratings, scenarios) if len(scenario.intents) == 2]
-    return scores | {
+    scores |= {
         "rating": fmean(rating.score for rating in ratings),
         "rated_4_or_more": fmean(rating.score >= retail.HIGH_QUALITY for rating in ratings),
         "right_item": fmean(rating.item for rating in ratings),
         "wrong_item": fmean(rating.wrong_item for rating in ratings),
         "right_resolution": fmean(rating.right_resolution for rating in ratings),
-        "right_order_number": fmean(rating.order_number for rating in with_order) if with_order else math.nan,
-        "both_problems_resolved": fmean(rating.right_resolution for rating in with_two) if with_two else math.nan,
     }
+    if with_order:
+        scores["right_order_number"] = fmean(rating.order_number for rating in with_order)
+    if with_two:
+        scores["both_problems_resolved"] = fmean(rating.right_resolution for rating in with_two)
+    return scores
 
 
 # ---------------------------------------------------------------------------------------------------- authors

@@ -98,13 +98,13 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
     """Writes the report of a run in Markdown; all of its numbers are those of `evaluation`."""
     config, data = evaluation["config"], evaluation["dataset"]
     by_author = {author: evaluation[author] for author in AUTHORS if author in evaluation}
-    last = evaluation["by_epoch"][-1]["epoch"]
     sections = [
         "# Part 4: supervised fine-tuning, what came out",
-        f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {last} epochs on "
-        f"{data['trained_on']} of {data['sft_dataset']:,} pairs (Adam, learning rate {config['learning_rate']:g}, batch "
-        f"size {config['batch_size']}, loss over response tokens only, seed {config['seed']}). Then it and the model it "
-        f"started from answered {data['sft_test']} contexts that neither had seen, at temperature {config['temperature']:g}.",
+        f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {config['epochs']} "
+        f"epochs on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, learning rate "
+        f"{config['learning_rate']:g}, batch size {config['batch_size']}, loss over response tokens only, seed "
+        f"{config['seed']}. Then it and the model it started from answered {data['sft_test']} contexts that neither "
+        f"had seen, at temperature {config['temperature']:g}.",
         "## Before and after",
         score_table(by_author, explained=True),
         "The *ideal agent* is a second, independently written ideal reply to the same context, scored like a model's: "
@@ -147,8 +147,8 @@ def _in_words(name: str, found: dict[str, Any]) -> str:
     low, high = found["ci95"]
     sure = "so the fine-tuned model is better" if low > 0 else "so this run does not show that it is better"
     return (
-        f"- **{MEASURES[name][0]}** changed by {found['difference']:+.3f}; on other contexts of this kind by {low:+.3f} "
-        f"to {high:+.3f} (95% interval, p = {found['p_value']:.4f}), {sure}."
+        f"- **{MEASURES[name][0]}** changed by {found['difference']:+.3f}; on other contexts of this kind by "
+        f"{low:+.3f} to {high:+.3f} (95% interval, p = {found['p_value']:.4f}), {sure}."
     )
 
 
