@@ -45,17 +45,18 @@ def generate(
     batch_size: int = 100,
     progress: str | None = None,
 ) -> list[Generated]:
-    """Continues every prompt until <EOS>, `max_new_tokens` or the model's last position; <PAD> is never drawn.
+    """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn.
 
     Args:
         prompts: ids of each prompt, none empty.
         progress: what the progress bar is called; no bar without it.
 
     Raises:
-        ValueError: a prompt is empty, or leaves the model no position to answer in.
+        ValueError: a prompt is empty, or leaves the model no positions for `max_new_tokens`.
     """
-    if any(not 0 < len(prompt) < model.config.max_positions for prompt in prompts):
-        raise ValueError(f"a prompt must have 1 to {model.config.max_positions - 1} tokens")
+    room = model.config.max_positions - sampling.max_new_tokens
+    if any(not 0 < len(prompt) <= room for prompt in prompts):
+        raise ValueError(f"a prompt must have 1 to {room} tokens, so that {sampling.max_new_tokens} new ones fit")
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
     replies: dict[int, Generated] = {}
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=None if progress else True) as bar:
@@ -73,7 +74,7 @@ def _generate_batch(
 ) -> list[Generated]:
     device = model.embed_tokens.weight.device
     longest = max(map(len, prompts))
-    steps = min(sampling.max_new_tokens, model.config.max_positions - longest)
+    steps = sampling.max_new_tokens
     cache = KVCache(model.config, len(prompts), longest + steps, like=model.embed_tokens.weight)
     noise = torch.stack([_noise(prompt, steps, seed) for prompt in prompts]).to(device)
 

@@ -100,11 +100,12 @@ def generate_replies(
     seed: int,
     progress: str | None = None,
 ) -> Replies:
-    """The model's own replies to the contexts of the pairs."""
+    """The model's own replies to the contexts of the pairs; a context that is too long loses its beginning."""
     model.eval()
+    room = model.config.max_positions - sampling.max_new_tokens
     generated = generate(
         model,
-        [encode_context(pair.context, tokenizer) for pair in pairs],
+        [encode_context(pair.context, tokenizer)[-room:] for pair in pairs],
         sampling,
         pad_id=tokenizer.token_to_id(PAD),
         eos_id=tokenizer.token_to_id(EOS),

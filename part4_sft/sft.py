@@ -56,6 +56,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
             print(f"{config.model} is missing, so Part 3 runs first and makes it")
             run_pretraining(PretrainConfig(seed=config.seed, checkpoint=config.model, out_dir=config.out_dir))
         pretrained, tokenizer, _ = load_checkpoint(config.model)
+    if config.max_new_tokens >= pretrained.config.max_positions:
+        raise UserError(f"--max-new-tokens must be below the {pretrained.config.max_positions} positions of the model")
     pretrained.to(device).eval()
     model = copy.deepcopy(pretrained)
 
