@@ -1,0 +1,45 @@
+"""Files are whole or not there, and a folder that cannot be written to is found out early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from part3_pretrain.command_line import UserError
+from part3_pretrain.files import check_writable, written_whole
+
+
+def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.txt"
+    with written_whole(path) as temporary:
+        temporary.write_text("new")
+        assert (temporary.parent, temporary.suffix) == (path.parent, path.suffix)
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mistake", [ValueError, KeyboardInterrupt])
+def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path: Path, mistake: type[BaseException]) -> None:
+    path = tmp_path / "report.txt"
+    path.write_text("old")
+    with pytest.raises(mistake), written_whole(path) as temporary:
+        temporary.write_text("half of the ne")
+        raise mistake
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folders_are_made_and_left_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    check_writable(folder, folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_file_where_a_folder_should_be_is_told_in_one_line(tmp_path: Path, below: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("not a folder")
+    with pytest.raises(UserError, match=r"\Acannot write to the folder .*; choose another\Z"):
+        check_writable(path / below)

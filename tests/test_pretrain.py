@@ -1,0 +1,98 @@
+"""Pretraining through its command line, and the parts of a step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.pretrain import PretrainConfig, learning_rate_factor, pretrain, read_corpus
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT, PICTURE = Path("checkpoints/pretrained.pt"), Path("outputs/pretraining_loss_curve.png")
+SMALL = ["--conversations", "60", "--vocab-size", "500", "--warmup-steps", "2"]
+
+
+def run(folder: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "part3_pretrain.pretrain", *map(str, options)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def assert_refused(finished: subprocess.CompletedProcess[str]) -> None:
+    """Status 2, and one line that says what is wrong."""
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr.startswith("error: ")
+    assert len(finished.stderr.splitlines()) == 1
+
+
+def test_same_seed_same_files(tmp_path: Path) -> None:
+    """Writes the checkpoint and the picture of the loss, and again the same ones."""
+    weights = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        finished = run(folder, *SMALL, "--seed", "5")
+        assert finished.returncode == 0, finished.stderr
+        assert sorted(path for path in folder.rglob("*") if path.is_file()) == [folder / CHECKPOINT, folder / PICTURE]
+        assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+        model, tokenizer, made_by = load_checkpoint(folder / CHECKPOINT)
+        assert tokenizer.get_vocab_size() == model.config.vocab_size == 500
+        assert (made_by["seed"], made_by["conversations"]) == (5, 60)
+        weights.append(model.state_dict())
+    first, second = weights
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_own_text_files_can_be_read_instead(tmp_path: Path) -> None:
+    files = [tmp_path / "notes.txt", tmp_path / "letters.txt"]
+    files[0].write_text("Der Tisch ist schön. " * 200, encoding="utf-8")
+    files[1].write_text("short", encoding="utf-8")
+    finished = run(tmp_path, "--corpus", *files, "--checkpoint", "mine.pt", "--out-dir", "pictures")
+    assert finished.returncode == 0, finished.stderr
+    _, tokenizer, _ = load_checkpoint(tmp_path / "mine.pt")
+    assert len(tokenizer.encode("Der Tisch ist schön.").ids) < 10
+    assert (tmp_path / "pictures" / PICTURE.name).is_file()
+
+
+@pytest.mark.parametrize("contents", [None, b" \n", b"Sch\xf6n"], ids=["missing", "empty", "not UTF-8"])
+def test_a_corpus_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, contents: bytes | None) -> None:
+    path = tmp_path / "notes.txt"
+    if contents is not None:
+        path.write_bytes(contents)
+    finished = run(tmp_path, "--corpus", path)
+    assert_refused(finished)
+    assert str(path) in finished.stderr
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_folder_as_the_checkpoint_file_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    assert_refused(run(tmp_path, *SMALL, "--checkpoint", "models"))
+
+
+def test_learning_rate_rises_then_falls_to_nothing() -> None:
+    factors = [learning_rate_factor(step, 10, 100) for step in range(100)]
+    assert factors[:10] == sorted(factors[:10])
+    assert 0 < factors[0] < 0.2
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert max(factors) == factors[10] == 1.0
+    assert 0 < factors[-1] < 0.01
+
+
+def test_loss_falls() -> None:
+    config = PretrainConfig(conversations=120, vocab_size=500, tokens_per_batch=512, warmup_steps=3)
+    _, _, losses = pretrain(read_corpus(config), config)
+    assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 1

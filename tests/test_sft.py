@@ -1,0 +1,239 @@
+"""The whole of Part 4 with a tiny model, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from nltk import wordpunct_tokenize
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.command_line import exit_status
+from part4_sft import sft
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import Pair, load_pairs, save_pairs
+
+ROOT = Path(__file__).parents[1]
+OUTPUTS = {
+    "sft_dataset.json",
+    "sft_validation.json",
+    "sft_test.json",
+    "sft_test_unseen_wording.json",
+    "sft_test_unseen_phrase.json",
+    "loss_curve.png",
+    "evaluation.json",
+    "replies.json",
+    "README_Part4_SFT_Comprehensive.md",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: what was given to it, where it wrote, and what it printed."""
+
+    options: list[str]
+    out: Path
+    checkpoint: Path
+    printed: str
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text(encoding="utf-8"))
+
+
+def in_folder(folder: Path) -> list[str]:
+    return ["--out-dir", str(folder / "outputs"), "--checkpoint-dir", str(folder / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def run(made: dict[str, list[Pair]], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run of the command in a process of its own: 16 of 24 pairs are of high quality."""
+    folder = tmp_path_factory.mktemp("run")
+    given = {
+        "--data": made["sft_dataset"][500:504] + made["sft_dataset"][:16] + made["sft_dataset"][504:508],
+        "--validation-data": made["sft_validation"][:6],
+        "--test-data": made["sft_test"][:10],
+    }
+    options = ["--model", str(tiny_checkpoint), "--epochs", "2", "--max-new-tokens", "12", "--learning-rate", "0.001"]
+    for option, pairs in given.items():
+        save_pairs(folder / f"{option}.json", pairs)
+        options += [option, str(folder / f"{option}.json")]
+    before = tiny_checkpoint.read_bytes()
+    finished = subprocess.run(
+        [sys.executable, "-m", "part4_sft.sft", *options, *in_folder(folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert tiny_checkpoint.read_bytes() == before
+    return Run(options, folder / "outputs", folder / "checkpoints" / "sft_model.pt", finished.stdout)
+
+
+# ---------------------------------------------------------------------------------------------------- a good run
+
+
+def test_it_writes_every_file_and_names_it(run: Run) -> None:
+    names = {path.name for path in run.out.iterdir()}
+    assert names >= OUTPUTS
+    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["sft_model.pt"]
+    for name in (*names, "sft_model.pt"):
+        assert name in run.printed
+    assert all(path.stat().st_size for path in run.out.iterdir())
+
+
+def test_the_data_files_hold_what_was_given_and_what_was_made(run: Run, made: dict[str, list[Pair]]) -> None:
+    assert load_pairs(run.out / "sft_test.json") == made["sft_test"][:10]
+    assert len(load_pairs(run.out / "sft_dataset.json")) == 24
+    for name in ("sft_test_unseen_wording", "sft_test_unseen_phrase"):  # also: another process makes the same
+        assert load_pairs(run.out / f"{name}.json") == made[name]
+
+
+def test_the_evaluation_has_its_documented_keys(run: Run) -> None:
+    evaluation = run.read("evaluation.json")
+    assert set(evaluation) >= {"config", "environment", "timing_seconds", "dataset", "comparison", "baselines"}
+    assert set(evaluation["config"]) == {field.name for field in fields(SFTConfig)}
+    assert evaluation["dataset"]["trained_on"] == 16
+
+    measures = {"bleu", "rouge_l", "rating", "rated_4_or_more", "stops_by_itself"}
+    for test_set in (evaluation, evaluation["unseen_wording"], evaluation["unseen_phrase"]):
+        for author in ("pretrained", "sft", "ceiling"):
+            assert set(test_set[author]) >= measures
+    for baseline in ("nearest_pair", "most_common_reply"):
+        assert set(evaluation["baselines"][baseline]) >= measures
+    for measure in ("bleu", "rouge_l", "rating"):
+        assert set(evaluation["comparison"][measure]) == {"difference", "ci95", "p_value"}
+
+    assert [entry["epoch"] for entry in evaluation["by_epoch"]] == [0, 1, 2]
+    for entry in evaluation["by_epoch"]:
+        assert set(entry) == {"epoch", "train_loss", "validation_loss", "bleu", "rouge_l", "rated_4_or_more"}
+    first, *_, last = evaluation["by_epoch"]
+    assert first["train_loss"] is None and last["validation_loss"] < first["validation_loss"]
+    assert evaluation["examples"] == run.read("replies.json")[:8]
+
+
+def test_every_number_can_be_computed_again_from_the_replies(run: Run) -> None:
+    evaluation, replies = run.read("evaluation.json"), run.read("replies.json")
+    assert [entry["context"] for entry in replies] == [pair.context for pair in load_pairs(run.out / "sft_test.json")]
+    rouge = RougeScorer(["rougeL"])
+    for author, key in {"pretrained": "pretrained", "sft": "sft", "ceiling": "second_reference"}.items():
+        bleu = fmean(
+            sentence_bleu(
+                [wordpunct_tokenize(entry["reference"])],
+                wordpunct_tokenize(entry[key]),
+                smoothing_function=SmoothingFunction().method1,
+            )
+            for entry in replies
+        )
+        rouge_l = fmean(rouge.score(entry["reference"], entry[key])["rougeL"].fmeasure for entry in replies)
+        ratings = [entry[f"{key}_rating"] for entry in replies]
+        assert evaluation[author]["bleu"] == pytest.approx(bleu)
+        assert evaluation[author]["rouge_l"] == pytest.approx(rouge_l)
+        assert evaluation[author]["rating"] == pytest.approx(fmean(ratings))
+        assert evaluation[author]["rated_4_or_more"] == fmean(rating >= 4.0 for rating in ratings)
+
+
+def test_the_new_checkpoint_holds_a_changed_model_and_the_same_tokenizer(run: Run, tiny_checkpoint: Path) -> None:
+    before, tokenizer, _ = load_checkpoint(tiny_checkpoint)
+    after, same_tokenizer, _ = load_checkpoint(run.checkpoint)
+    assert after.config == before.config and same_tokenizer.to_str() == tokenizer.to_str()
+    assert not torch.equal(after.embed_tokens.weight, before.embed_tokens.weight)
+
+
+# ---------------------------------------------------------------------------------------------------- in this process
+
+Command = Callable[..., tuple[int | str | None, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Calls the command with options; returns its exit status and what it printed to stdout and stderr."""
+
+    def call(*options: str) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sft", *options])
+        try:
+            status: int | str | None = exit_status(sft.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_second_run_gives_the_same_weights_and_replies(run: Run, command: Command, tmp_path: Path) -> None:
+    assert command(*run.options, *in_folder(tmp_path))[0] == 0
+    first, again = (load_checkpoint(path)[0] for path in (run.checkpoint, tmp_path / "checkpoints" / "sft_model.pt"))
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    for path in run.out.glob("replies*.json"):
+        assert path.read_bytes() == (tmp_path / "outputs" / path.name).read_bytes()
+
+
+def test_help_names_every_option(command: Command) -> None:
+    status, printed, _ = command("--help")
+    assert status == 0
+    for field in fields(SFTConfig):
+        assert f"--{field.name.replace('_', '-')}" in printed
+
+
+GOOD_PAIR = {"context": "Where is it?", "response": "Here.", "high_quality": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--model", "missing.pt"], "missing.pt"),
+        (["--model", "damaged.pt"], "damaged.pt"),
+        (["--data", "missing.json"], "missing.json"),
+        (["--data", "malformed.json"], "malformed.json"),
+        (["--data", "label.json"], "label.json, pair 2"),
+        (["--data", "low.json"], "low.json"),
+        (["--data", "long.json"], "long.json, pair 3"),
+        (["--test-data", "label.json"], "label.json, pair 2"),
+        (["--out-dir", "a file"], "a file"),
+        (["--checkpoint-dir", "a file"], "a file"),
+        (["--epochs", "-1"], "--epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--max-new-tokens", "512"], "--max-new-tokens"),
+        (["--temperature", "nan"], "--temperature"),
+        (["--learning-rate", "inf"], "--learning-rate"),
+        (["--top-p", "0"], "--top-p"),
+        (["--device", "nonsense"], "nonsense"),
+        (["--train-on", "low"], "--train-on"),
+        (["--nonsense"], "--nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
+    command: Command,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("damaged.pt").write_bytes(tiny_checkpoint.read_bytes()[:5000])
+    Path("a file").write_text("precious")
+    Path("malformed.json").write_text('[{"context": "Where')
+    low, long = GOOD_PAIR | {"high_quality": 0}, GOOD_PAIR | {"response": "word " * 600}
+    for name, pairs in {
+        "label.json": [GOOD_PAIR, GOOD_PAIR | {"high_quality": 2}],
+        "low.json": [low, low],
+        "long.json": [low, GOOD_PAIR, long],
+    }.items():
+        Path(name).write_text(json.dumps(pairs))
+
+    given = ["--model", str(tiny_checkpoint), "--max-new-tokens", "1", *in_folder(tmp_path)]
+    status, _, complained = command(*given, *options)
+    assert status == 2
+    assert complained.startswith("error:") and complained.count("\n") == 1 and complaint in complained
+    assert Path("a file").read_text() == "precious"
+    for folder in (Path("outputs"), Path("checkpoints")):
+        assert not folder.exists() or not list(folder.iterdir())

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from part3_pretrain.model import Transformer
+from part3_pretrain.tokenizer import EOS, PAD
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import Example, Pair, collate, encode_context, encode_pair, encode_pairs
+from part4_sft.generation import Sampling, generate
+from part4_sft.sft import chosen, fine_tune
+from part4_sft.training import masked_loss, mean_loss, train
+
+PAD_ID = 0
+FAST = SFTConfig(learning_rate=1e-3, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def examples(made: dict[str, list[Pair]], tokenizer: Tokenizer) -> list[Example]:
+    """Eleven pairs: a full step of 8 and one of 3."""
+    return encode_pairs(made["sft_dataset"][495:506], tokenizer, 512, "")
+
+
+def trained(model: Transformer, examples: list[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
+    """A fine-tuned copy, and the loss of every step."""
+    model = copy.deepcopy(model)
+    return model, train(model, examples, config, PAD_ID, after_epoch=lambda epoch, loss: None)
+
+
+def weights(model: Transformer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+# ---------------------------------------------------------------------------------------------------- the loss
+
+
+def naive_losses(model: Transformer, example: Example) -> list[float]:
+    """Minus the log-probability of every response token; one unpadded example, one token at a time."""
+    log_probabilities = model.lm_head(model(torch.tensor([example.ids])))[0].log_softmax(-1)
+    places = [place for place, label in enumerate(example.labels) if label != -100]
+    return [-log_probabilities[place - 1, example.ids[place]].item() for place in places]
+
+
+def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
+    losses = [loss for example in examples for loss in naive_losses(tiny_model, example)]
+    batch = masked_loss(tiny_model, *collate(examples, PAD_ID)).item()
+    assert batch / len(losses) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert mean_loss(tiny_model, examples, PAD_ID, batch_size=4) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_padding_changes_neither_the_loss_nor_its_gradient(tiny_model: Transformer, examples: list[Example]) -> None:
+    found = []
+    for added in (0, 40):
+        model = copy.deepcopy(tiny_model)
+        inputs, targets = collate(examples[:1], PAD_ID)
+        inputs = torch.nn.functional.pad(inputs, (0, added), value=PAD_ID)
+        targets = torch.nn.functional.pad(targets, (0, added), value=-100)
+        loss = masked_loss(model, inputs, targets)
+        loss.backward()
+        found.append(torch.cat([loss.detach()[None], *(p.grad.flatten() for p in model.parameters())]))
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_only_what_precedes_a_response_token_gets_gradient(tiny_model: Transformer, examples: list[Example]) -> None:
+    model, gradients = copy.deepcopy(tiny_model), []
+    model.norm.register_full_backward_hook(lambda module, inputs, outputs: gradients.append(outputs[0][0]))
+    masked_loss(model, *collate(examples[:1], PAD_ID)).backward()
+    learns = gradients[0].abs().sum(-1) > 0
+    assert learns.tolist() == [label != -100 for label in examples[0].labels[1:]]
+
+
+# ---------------------------------------------------------------------------------------------------- the loop
+
+
+def test_accumulation_does_not_change_the_trajectory(tiny_model: Transformer, examples: list[Example]) -> None:
+    whole, losses = trained(tiny_model, examples, FAST)
+    assert len(losses) == 6
+    for parts in (4, 8):
+        accumulated, its_losses = trained(tiny_model, examples, replace(FAST, gradient_accumulation_steps=parts))
+        assert its_losses == pytest.approx(losses, abs=1e-5)
+        assert torch.allclose(weights(accumulated), weights(whole), atol=1e-5)
+    assert not torch.allclose(weights(whole), weights(tiny_model), atol=1e-4)
+
+
+def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
+    """Also of the last, smaller step: with a learning rate of almost nothing, an epoch measures the untrained model."""
+    means: list[float] = []
+    config = replace(FAST, learning_rate=1e-12, epochs=1)
+    train(copy.deepcopy(tiny_model), examples, config, PAD_ID, after_epoch=lambda epoch, loss: means.append(loss))
+    assert means == pytest.approx([mean_loss(tiny_model, examples, PAD_ID)], abs=1e-5)
+
+
+def test_the_same_seed_trains_the_same_bits_and_another_seed_others(
+    tiny_model: Transformer, examples: list[Example]
+) -> None:
+    first, losses = trained(tiny_model, examples, FAST)
+    again, same_losses = trained(tiny_model, examples, FAST)
+    other, _ = trained(tiny_model, examples, replace(FAST, seed=1))
+    assert losses == same_losses and torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transformer, tokenizer: Tokenizer) -> None:
+    pairs = [
+        Pair("My desk is late.", "I am sorry."),
+        Pair("Where is my tent?", "It is on its way, and will arrive today."),
+        Pair("I want a refund.", "Done."),
+        Pair("The jam is gone.", "Thank you for your message."),
+    ]
+    examples = [encode_pair(pair, tokenizer, 512) for pair in pairs]
+    model, _ = trained(tiny_model, examples, SFTConfig(learning_rate=1e-2, epochs=60))
+    replies = generate(
+        model,
+        [encode_context(pair.context, tokenizer) for pair in pairs],
+        Sampling(temperature=0, max_new_tokens=40),
+        pad_id=tokenizer.token_to_id(PAD),
+        eos_id=tokenizer.token_to_id(EOS),
+    )
+    assert [tokenizer.decode(reply.ids) for reply in replies] == [f" {pair.response}" for pair in pairs]
+    assert all(reply.stopped for reply in replies)
+
+
+# ---------------------------------------------------------------------------------------------------- which pairs
+
+
+def test_only_high_quality_pairs_change_the_weights(
+    tiny_model: Transformer, tokenizer: Tokenizer, made: dict[str, list[Pair]]
+) -> None:
+    high, low = made["sft_dataset"][:10], made["sft_dataset"][500:520]
+    other_low = [replace(pair, response="Something else altogether.") for pair in low[:7]]
+
+    def fine_tuned(pairs: list[Pair], train_on: str) -> torch.Tensor:
+        model = copy.deepcopy(tiny_model)
+        config = SFTConfig(epochs=1, learning_rate=1e-3, max_new_tokens=2, train_on=train_on)
+        fine_tune(model, tokenizer, {"sft_dataset": pairs, "sft_validation": high[:1]}, config)
+        return weights(model)
+
+    assert torch.equal(fine_tuned(high + low, "high"), fine_tuned(other_low + high, "high"))
+    assert not torch.equal(fine_tuned(high + low, "all"), fine_tuned(high + other_low, "all"))
+
+
+def test_train_on_chooses_the_pairs() -> None:
+    pairs = [Pair("a", "b", 0), Pair("c", "d", 1), Pair("e", "f", 0)]
+    assert chosen({"sft_dataset": pairs}, SFTConfig()) == pairs[1:2]
+    assert chosen({"sft_dataset": pairs}, SFTConfig(train_on="all")) == pairs
