@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -60,8 +61,9 @@ def draw_scenario(rng: Random, *, held_out: bool, two_problems: float = 0.1, inv
         two_problems: share of scenarios with two intents.
         invented_items: share of scenarios about an item that is in no catalogue.
     """
+    count = 2 if rng.random() < two_problems else 1  # outside of the loop, which rejects two more often than one
     while True:
-        intents = tuple(rng.sample(INTENTS, 2 if rng.random() < two_problems else 1))
+        intents = tuple(rng.sample(INTENTS, count))
         departments = [name for name in WORLD["departments"] if all(name in intent.departments for intent in intents)]
         if not departments:
             continue
@@ -128,13 +130,17 @@ def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: boo
         problem = _speak(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
         sentences.append(rng.choice(WORLD["customer"]["restatements"]).format(problem=problem))
     if not again or rng.random() < 0.5:
-        sentences.append(draw_naming(scenario.intents, rng))
+        sentences.append(_name(scenario.intents, WORLD["customer"]["namings"], rng))
     return _fill(" ".join(sentences), scenario, rng.choice(WORLD["customer"]["orders"]))
 
 
-def draw_naming(intents: tuple[Intent, ...], rng: Random) -> str:
-    """A sentence that calls the problems by their names: "So it is about the refund and about the invoice."."""
-    return rng.choice(WORLD["customer"]["naming"]).format(topic=_topics([rng.choice(i.topics) for i in intents]))
+def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> str:
+    """Asks by their names what is done about such problems, whatever the item."""
+    return _name(intents, WORLD["customer"]["policy_questions"], rng)
+
+
+def _name(intents: tuple[Intent, ...], patterns: list[str], rng: Random) -> str:
+    return rng.choice(patterns).replace("{topic}", _topics([rng.choice(intent.topics) for intent in intents]))
 
 
 def _topics(topics: list[str]) -> str:
@@ -214,19 +220,28 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
             others = (
                 scenario.intents if len(scenario.intents) == 2 else [i for i in INTENTS if i not in scenario.intents]
             )
-            return ideal_reply(replace(scenario, intents=(rng.choice(others),)), rng)
+            return ideal_reply(replace(scenario, intents=(rng.choice(_trainable(others, scenario.item)),)), rng)
         case "wrong_item":
-            other_shelves = [
-                name
-                for name, shelf in WORLD["departments"].items()
-                if not scenario.item.endswith(tuple(shelf["nouns"]))
-            ]
-            return ideal_reply(replace(scenario, item=draw_item(rng, other_shelves)), rng)
+            return ideal_reply(replace(scenario, item=_other_item(scenario, rng)), rng)
         case "wrong_order":  # forgets the order number, or cites one that nobody gave
             order_number = None if scenario.order_number else _draw_order_number(rng)
             return ideal_reply(replace(scenario, order_number=order_number), rng)
         case _:
             return _fill(rng.choice(typical[style]), scenario, "")
+
+
+def _trainable(intents: Iterable[Intent], item: str) -> list[Intent]:
+    """Those whose combination with the item is not held out: typical agents too must not tell what tests ask."""
+    return [intent for intent in intents if not held_out_item(intent, item)]
+
+
+def _other_item(scenario: Scenario, rng: Random) -> str:
+    shelves = [
+        name for name, shelf in WORLD["departments"].items() if not scenario.item.endswith(tuple(shelf["nouns"]))
+    ]
+    while len(_trainable(scenario.intents, item := draw_item(rng, shelves))) < len(scenario.intents):
+        pass
+    return item
 
 
 def follow_up(scenario: Scenario, rng: Random) -> tuple[str, str]:
