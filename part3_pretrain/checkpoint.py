@@ -44,6 +44,8 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]
         raise UserError(f"there is no checkpoint {path}; make one with: python -m part3_pretrain.pretrain")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
+        if contents["format"] != FORMAT:
+            raise ValueError(f"format {contents['format']}, this version reads {FORMAT}")
         model = Transformer(ModelConfig(**contents["model_config"]))
         model.load_state_dict(contents["weights"])
         tokenizer = load_tokenizer(contents["tokenizer"])

@@ -44,6 +44,9 @@ def option(
     )
 
 
+SEED = {"wanted": "0 to 2^63 - 1", "is_good": lambda seed: 0 <= seed < 2**63}  # for `option`
+
+
 def at_least(minimum: int) -> dict[str, Any]:
     """For `option`: a number of at least `minimum`, and not infinite."""
     return {"wanted": f"{minimum} or more", "is_good": lambda value: minimum <= value < float("inf")}

@@ -143,16 +143,20 @@ class Transformer(nn.Module):
 
         Args:
             tokens: ids, (batch, time).
-            positions: place of each token in its sequence, (batch, time); by default 0, 1, 2, ...
+            positions: place of each token in its sequence, (batch, time); by default they count on from the cache.
             mask: which tokens may be looked at, boolean, broadcastable to (batch, heads, time, seen tokens); by
                 default each token looks at itself and at all before it.
-            cache: where the tokens before `tokens` are; the new ones are added to it.
+            cache: holds the tokens before `tokens`; the new ones are added to it.
 
         Returns:
             (batch, time, hidden_size)
         """
+        seen = cache.length if cache is not None else 0
+        columns = torch.arange(seen + tokens.shape[1], device=tokens.device)
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            positions = columns[None, seen:]
+        if mask is None and seen:  # without a mask, attention takes the first new token for the first of all
+            mask = columns <= columns[seen:, None]
         rope = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.embed_tokens(tokens)
         for layer, block in enumerate(self.layers):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from part3_pretrain import corpus
 from part3_pretrain.checkpoint import save_checkpoint
-from part3_pretrain.command_line import PATH, UserError, at_least, exit_status, option, parse
+from part3_pretrain.command_line import PATH, SEED, UserError, at_least, exit_status, option, parse
 from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.model import ModelConfig, Transformer
@@ -50,7 +50,7 @@ class PretrainConfig:
     warmup_steps: int = option(
         150, "steps in which the learning rate rises; it then falls along a cosine", **at_least(1)
     )
-    seed: int = option(0, "seed of corpus, weights and order", **at_least(0))
+    seed: int = option(0, "seed of corpus, weights and order", **SEED)
 
 
 def main() -> None:
@@ -70,6 +70,8 @@ def run_pretraining(config: PretrainConfig) -> None:
         UserError: a text file cannot be read or holds too little, or a folder cannot be written to.
     """
     check_writable(config.checkpoint.parent, config.out_dir)
+    if config.checkpoint.is_dir():
+        raise UserError(f"--checkpoint {config.checkpoint} is a folder; name a file in it")
     texts = read_corpus(config)
     model, tokenizer, losses = pretrain(texts, config)
     made_by = {name: str(value) if isinstance(value, list | Path) else value for name, value in asdict(config).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from part3_pretrain.command_line import PATH, at_least, option, parse
+from part3_pretrain.command_line import PATH, SEED, at_least, option, parse
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 ABOVE_ZERO = {"wanted": "above 0", "is_good": lambda value: 0 < value < float("inf")}
@@ -27,8 +27,8 @@ class SFTConfig:
     batch_size: int = option(8, "pairs in one optimizer step", **at_least(1))
     gradient_accumulation_steps: int = option(1, "parts that a step is computed in, to save memory", **at_least(1))
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
-    seed: int = option(0, "seed of data, order and sampling", **at_least(0))
-    device: str = option("auto", "where to compute: cpu, cuda, or auto, which takes cuda where there is one")
+    seed: int = option(0, "seed of data, order and sampling", **SEED)
+    device: str = option("auto", "where to compute; auto takes cuda where it is", choices=["auto", "cpu", "cuda"])
     dtype: str = option("float32", "number format of matrix products in training", choices=["float32", "bfloat16"])
     compile: bool = option(False, "compile the model with torch.compile before training", action="store_true")
     temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **at_least(0))

@@ -11,7 +11,8 @@ The two parts are encoded apart, so the boundary between them is exact, and <EOS
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -115,8 +116,8 @@ def load_pairs(path: Path) -> list[Pair]:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply; it must be an array of pairs") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise UserError(f"{path} cannot be read as an array of pairs") from error
     if not isinstance(entries, list):
         raise UserError(f"{path} must hold a JSON array of pairs, not {type(entries).__name__}")
     if not entries:
@@ -138,6 +139,8 @@ def _checked(entry: object, where: str) -> Pair:
             raise UserError(f'{where}: "{key}" must be text, not {json.dumps(entry[key])[:40]}')
         if not entry[key].strip():
             raise UserError(f'{where}: "{key}" is empty')
+        if re.search(r"[\ud800-\udfff]", entry[key]):
+            raise UserError(f'{where}: "{key}" holds half of a character (a lone surrogate)')
     if type(entry["high_quality"]) is not int or entry["high_quality"] not in (0, 1):
         raise UserError(f'{where}: "high_quality" must be 0 or 1, not {json.dumps(entry["high_quality"])[:40]}')
     return Pair(**entry)
@@ -166,10 +169,12 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, max_length: int) -> Example:
     return Example(context + response, [IGNORE] * len(context) + response)
 
 
-def encode_pairs(pairs: list[Pair], tokenizer: Tokenizer, max_length: int, source: str) -> list[Example]:
-    """Tokenises all pairs. Raises UserError naming `source` and the first pair that is too long."""
+def encode_pairs(
+    pairs: Iterable[tuple[int, Pair]], tokenizer: Tokenizer, max_length: int, source: str
+) -> list[Example]:
+    """Tokenises pairs, each given with its number in `source`. Raises UserError naming the first that is too long."""
     examples = []
-    for number, pair in enumerate(pairs, start=1):
+    for number, pair in pairs:
         try:
             examples.append(encode_pair(pair, tokenizer, max_length))
         except ValueError as error:

@@ -106,7 +106,11 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
 
 def chosen(data: dict[str, list[Pair]], config: SFTConfig) -> list[Pair]:
     """The pairs that give gradients."""
-    return [pair for pair in data["sft_dataset"] if pair.high_quality or config.train_on == "all"]
+    return [pair for pair in data["sft_dataset"] if gives_gradients(pair, config)]
+
+
+def gives_gradients(pair: Pair, config: SFTConfig) -> bool:
+    return pair.high_quality == 1 or config.train_on == "all"
 
 
 def fine_tune(
@@ -114,12 +118,10 @@ def fine_tune(
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """Trains the model in place; returns the loss of every step and, for every epoch from 0, what validation says."""
     max_length = min(config.max_length, model.config.max_positions)
-    source = str(config.data or "sft_dataset")
-    examples = dataset.encode_pairs(chosen(data, config), tokenizer, max_length, source)
-    validation = data["sft_validation"]
-    validation_examples = dataset.encode_pairs(
-        validation, tokenizer, max_length, str(config.validation_data or "sft_validation")
-    )
+    numbered = [entry for entry in enumerate(data["sft_dataset"], start=1) if gives_gradients(entry[1], config)]
+    examples = dataset.encode_pairs(numbered, tokenizer, max_length, str(config.data or "sft_dataset"))
+    validation, source = data["sft_validation"], str(config.validation_data or "sft_validation")
+    validation_examples = dataset.encode_pairs(enumerate(validation, start=1), tokenizer, max_length, source)
     pad_id = tokenizer.token_to_id(PAD)
     by_epoch: list[dict[str, Any]] = []
 
@@ -198,15 +200,10 @@ def sampling(config: SFTConfig) -> Sampling:
 
 
 def choose_device(name: str) -> torch.device:
-    """Raises UserError where there is no such device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here; try --device cpu") from error
-    return device
+    """Raises UserError where cuda is asked for and there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda cannot be used, since torch finds no such device here; try --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

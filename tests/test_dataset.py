@@ -230,7 +230,7 @@ def test_what_is_too_long_loses_the_beginning_of_its_context_and_nothing_of_its_
 def test_a_response_without_room_is_named(tokenizer: Tokenizer) -> None:
     pairs = [Pair("a", "b"), Pair("a", "b " * 50), Pair("a", "b")]
     with pytest.raises(UserError, match=r"mine\.json, pair 2"):
-        encode_pairs(pairs, tokenizer, 30, "mine.json")
+        encode_pairs(enumerate(pairs, start=1), tokenizer, 30, "mine.json")
 
 
 # ---------------------------------------------------------------------------------------------------- batches
@@ -246,7 +246,7 @@ def test_collate_shifts_by_one_and_pads_on_the_right() -> None:
 
 def test_padding_is_never_a_target(made: dict[str, list[Pair]], tokenizer: Tokenizer) -> None:
     pad = tokenizer.token_to_id(PAD)
-    examples = encode_pairs(made["sft_dataset"][:20], tokenizer, 512, "")
+    examples = encode_pairs(enumerate(made["sft_dataset"][:20], start=1), tokenizer, 512, "")
     inputs, targets = collate(examples, pad)
     assert (inputs == pad).any() and not (targets == pad).any()
     assert (targets != -100).sum() == sum(label != -100 for example in examples for label in example.labels)

@@ -22,7 +22,7 @@ FAST = SFTConfig(learning_rate=1e-3, epochs=3)
 @pytest.fixture(scope="module")
 def examples(made: dict[str, list[Pair]], tokenizer: Tokenizer) -> list[Example]:
     """Eleven pairs: a full step of 8 and one of 3."""
-    return encode_pairs(made["sft_dataset"][495:506], tokenizer, 512, "")
+    return encode_pairs(enumerate(made["sft_dataset"][495:506], start=1), tokenizer, 512, "")
 
 
 def trained(model: Transformer, examples: list[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
