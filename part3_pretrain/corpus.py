@@ -21,13 +21,13 @@ IGNORE = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
 
 KINDS = {  # shares of the documents
-    "unanswered": 0.35,  # a customer says a problem twice: which words mean the same
-    "policy": 0.20,  # a problem by its name, and what is done about it
-    "conversation": 0.45,
+    "unanswered": 0.30,  # a customer says a problem twice: which words mean the same
+    "policy": 0.15,  # a problem by its name, and what is done about it
+    "conversation": 0.55,
 }
-TWO_PROBLEMS, INVENTED_ITEMS = 0.4, 0.1  # shares of all scenarios
+TWO_PROBLEMS, INVENTED_ITEMS = 0.35, 0.1  # shares of all scenarios
 RESTATED_ONLY = 0.4  # share of the unanswered that use a phrase reserved for them
-RESTATED, IDEAL, CONTINUED = 0.3, 0.15, 0.2  # shares of the conversations
+RESTATED, IDEAL, CONTINUED = 0.3, 0.18, 0.1  # shares of the conversations
 
 
 def draw_conversation(rng: Random) -> str:

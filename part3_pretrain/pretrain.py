@@ -29,7 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
-TOKENIZER_TEXTS = 5_000  # texts that the vocabulary is learnt from
+TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # share of steps on repeated random tokens, see `corpus.copy_batch`
 ADAM_BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.95), 0.1, 1.0
 
@@ -41,8 +41,8 @@ class PretrainConfig:
     corpus: list[Path] | None = option(None, "text files to read instead of retail conversations", nargs="+", **PATH)
     checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
     out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
-    conversations: int = option(36_000, "retail conversations to read, each once", **at_least(1))
-    vocab_size: int = option(1536, "entries of the vocabulary", **at_least(300))
+    conversations: int = option(33_000, "retail conversations to read, each once", **at_least(1))
+    vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(
         2e-3, "AdamW's highest learning rate", wanted="above 0", is_good=lambda rate: 0 < rate < float("inf")

@@ -155,7 +155,7 @@ def held_out_wording(wording: str) -> bool:
 def _draw_wording(frame: dict, phrases: list[str], rng: Random, held_out: bool) -> str:
     """A sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
     while True:
-        pattern, extra = rng.choice(frame["patterns"]), rng.choice(frame["extras"])
+        pattern, extra = rng.choice(frame["patterns"]), rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
         problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
         for phrase in phrases[1:]:
             problem += rng.choice(WORLD["customer"]["links"]) + phrase.replace("{it}", "it")
@@ -185,10 +185,12 @@ def _fill(text: str, scenario: Scenario, order: str) -> str:
 def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """What an ideal agent writes; every part varies, and the rubric rates it 5.0."""
     ideal = WORLD["ideal"]
+    first, *others = scenario.intents
     topics = [rng.choice(intent.topics) for intent in scenario.intents]
     sentences = [
-        rng.choice(ideal["openings"][scenario.intents[0].tone]).replace("{topic}", _topics(topics)),
-        _resolutions(scenario.intents, topics, rng),
+        rng.choice(ideal["openings"][first.tone]).replace("{topic}", _topics(topics)),
+        f"{rng.choice(first.resolutions)}.",
+        *(_answer(intent, topic, rng) for intent, topic in zip(others, topics[1:])),
         rng.choice(ideal["next_steps"]),
         rng.choice(ideal["closings"]),
     ]
@@ -197,16 +199,11 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
 
 def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
     """What the policy prescribes, and not a word more."""
-    answer = _resolutions(intents, [rng.choice(intent.topics) for intent in intents], rng)
-    return answer[0].upper() + answer[1:]
+    return " ".join(_answer(intent, rng.choice(intent.topics), rng) for intent in intents)
 
 
-def _resolutions(intents: tuple[Intent, ...], topics: list[str], rng: Random) -> str:
-    sentences = [f"{rng.choice(intents[0].resolutions)}."]
-    for intent, topic in zip(intents[1:], topics[1:]):
-        resolution = rng.choice(intent.resolutions)
-        sentences.append(rng.choice(WORLD["ideal"]["second"]).format(topic=topic, resolution=resolution))
-    return " ".join(sentences)
+def _answer(intent: Intent, topic: str, rng: Random) -> str:
+    return rng.choice(WORLD["ideal"]["answers"]).format(topic=topic, resolution=rng.choice(intent.resolutions))
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
