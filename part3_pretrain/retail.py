@@ -140,11 +140,7 @@ def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> str:
 
 
 def _name(intents: tuple[Intent, ...], patterns: list[str], rng: Random) -> str:
-    return rng.choice(patterns).replace("{topic}", _topics([rng.choice(intent.topics) for intent in intents]))
-
-
-def _topics(topics: list[str]) -> str:
-    return " and about ".join(topics)
+    return rng.choice(patterns).replace("{topic}", " and about ".join(rng.choice(intent.topics) for intent in intents))
 
 
 def held_out_wording(wording: str) -> bool:
@@ -185,12 +181,9 @@ def _fill(text: str, scenario: Scenario, order: str) -> str:
 def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """What an ideal agent writes; every part varies, and the rubric rates it 5.0."""
     ideal = WORLD["ideal"]
-    first, *others = scenario.intents
-    topics = [rng.choice(intent.topics) for intent in scenario.intents]
     sentences = [
-        rng.choice(ideal["openings"][first.tone]).replace("{topic}", _topics(topics)),
-        f"{rng.choice(first.resolutions)}.",
-        *(_answer(intent, topic, rng) for intent, topic in zip(others, topics[1:])),
+        rng.choice(ideal["openings"][scenario.intents[0].tone]),
+        policy_answer(scenario.intents, rng),
         rng.choice(ideal["next_steps"]),
         rng.choice(ideal["closings"]),
     ]
@@ -198,31 +191,32 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
 
 
 def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
-    """What the policy prescribes, and not a word more."""
-    return " ".join(_answer(intent, rng.choice(intent.topics), rng) for intent in intents)
-
-
-def _answer(intent: Intent, topic: str, rng: Random) -> str:
-    return rng.choice(WORLD["ideal"]["answers"]).format(topic=topic, resolution=rng.choice(intent.resolutions))
+    """What the policy prescribes: each problem by its name, and its resolution."""
+    return " ".join(
+        rng.choice(WORLD["ideal"]["answers"]).format(
+            topic=rng.choice(intent.topics), resolution=rng.choice(intent.resolutions)
+        )
+        for intent in intents
+    )
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
     """What a typical agent writes: curt, generic, incomplete or about the wrong thing; always rated below 4.0."""
     typical = WORLD["typical"]
     (style,) = rng.choices(list(typical["shares"]), typical["shares"].values())
+    if style == "no_order_number" and not scenario.order_number:
+        style = "item_only"
     match style:
         case "resolution_only":
             return policy_answer(scenario.intents, rng)
         case "wrong_resolution":  # answers one of two problems, or one the customer does not have
-            others = (
-                scenario.intents if len(scenario.intents) == 2 else [i for i in INTENTS if i not in scenario.intents]
-            )
-            return ideal_reply(replace(scenario, intents=(rng.choice(_trainable(others, scenario.item)),)), rng)
+            others = [intent for intent in INTENTS if intent not in scenario.intents]
+            answered = scenario.intents if len(scenario.intents) == 2 else _trainable(others, scenario.item)
+            return ideal_reply(replace(scenario, intents=(rng.choice(answered),)), rng)
         case "wrong_item":
             return ideal_reply(replace(scenario, item=_other_item(scenario, rng)), rng)
-        case "wrong_order":  # forgets the order number, or cites one that nobody gave
-            order_number = None if scenario.order_number else _draw_order_number(rng)
-            return ideal_reply(replace(scenario, order_number=order_number), rng)
+        case "no_order_number":
+            return ideal_reply(replace(scenario, order_number=None), rng)
         case _:
             return _fill(rng.choice(typical[style]), scenario, "")
 
