@@ -87,7 +87,7 @@ def wording(message: str) -> str:
     """The sentence pattern of a message without a restatement: the item and the order number are left open."""
     for order in WORLD["customer"]["orders"]:
         message = re.sub(re.escape(order).replace(r"\{number\}", r"\d+"), "", message)
-    for template in WORLD["customer"]["restatements"] + WORLD["customer"]["naming"]:
+    for template in WORLD["customer"]["restatements"] + WORLD["customer"]["namings"]:
         message = message.partition(" " + template.partition("{")[0])[0]
     for item in sorted(items_in(message), key=len, reverse=True):
         message = re.sub(rf"\b(?:an? )?{item}\b", "ITEM", message)
