@@ -192,11 +192,10 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
 
 def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
     """What the policy prescribes: each problem by its name, and its resolution."""
+    patterns = [WORLD["ideal"]["answers"], WORLD["ideal"]["further_answers"]]
     return " ".join(
-        rng.choice(WORLD["ideal"]["answers"]).format(
-            topic=rng.choice(intent.topics), resolution=rng.choice(intent.resolutions)
-        )
-        for intent in intents
+        rng.choice(choices).format(topic=rng.choice(intent.topics), resolution=rng.choice(intent.resolutions))
+        for intent, choices in zip(intents, patterns)
     )
 
 

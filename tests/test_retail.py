@@ -68,7 +68,8 @@ def test_a_resolution_proves_its_own_intent_alone(intent: Intent) -> None:
 def test_only_the_next_step_says_what_happens_next(intent: Intent) -> None:
     """The rubric's markers, such as "within", stand in no other part of an ideal reply."""
     ideal = WORLD["ideal"]
-    parts = [*ideal["openings"][intent.tone], *intent.resolutions, *intent.topics, *ideal["answers"], *ideal["closings"]]
+    openings, answers = ideal["openings"][intent.tone], ideal["answers"] + ideal["further_answers"]
+    parts = [*openings, *answers, *intent.resolutions, *intent.topics, *ideal["closings"]]
     scenario = Scenario((intent,), ITEM)
     assert [part for part in parts if rate(scenario, part).next_step] == []
     assert all(rate(scenario, step).next_step for step in ideal["next_steps"])
