@@ -182,21 +182,26 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """What an ideal agent writes; every part varies, and the rubric rates it 5.0."""
     ideal = WORLD["ideal"]
     sentences = [
-        rng.choice(ideal["openings"][scenario.intents[0].tone]),
+        _favourite(ideal["openings"][scenario.intents[0].tone], rng),
         policy_answer(scenario.intents, rng),
-        rng.choice(ideal["next_steps"]),
-        rng.choice(ideal["closings"]),
+        _favourite(ideal["next_steps"], rng),
+        _favourite(ideal["closings"], rng),
     ]
-    return _fill(" ".join(sentences).strip(), scenario, rng.choice(ideal["orders"]))
+    return _fill(" ".join(sentences).strip(), scenario, _favourite(ideal["orders"], rng))
 
 
 def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
     """What the policy prescribes: each problem by its name, and its resolution."""
     patterns = [WORLD["ideal"]["answers"], WORLD["ideal"]["further_answers"]]
     return " ".join(
-        rng.choice(choices).format(topic=rng.choice(intent.topics), resolution=rng.choice(intent.resolutions))
+        _favourite(choices, rng).format(topic=rng.choice(intent.topics), resolution=_favourite(intent.resolutions, rng))
         for intent, choices in zip(intents, patterns)
     )
+
+
+def _favourite(choices: list[str], rng: Random) -> str:
+    """One of the choices, each with a weight of 1 / place (Zipf's law)."""
+    return rng.choices(choices, [1 / place for place in range(1, len(choices) + 1)])[0]
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
