@@ -176,4 +176,4 @@ def test_copy_batch_asks_for_the_repeats_alone() -> None:
         assert wanted[period - 1 :] == row[: COPY_LENGTH - period + 1]  # what came one period before
         assert wanted[period - 1 : -1] == row[period:]  # which is also the next token
     assert 0.6 < torch.isin(inputs, torch.tensor(digits)).float().mean() < 0.8
-    assert len(set(inputs[::2].flatten().tolist())) > 100
+    assert len(set(inputs.flatten().tolist())) > 90
