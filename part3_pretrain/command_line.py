@@ -44,6 +44,7 @@ def option(
     )
 
 
+ABOVE_ZERO = {"wanted": "above 0", "is_good": lambda value: 0 < value < float("inf")}  # for `option`
 SEED = {"wanted": "0 to 2^63 - 1", "is_good": lambda seed: 0 <= seed < 2**63}  # for `option`
 
 

@@ -3,9 +3,10 @@
 To name the customer's own item a model must copy it, and the circuit for that is an induction head (Elhage et al.
 2021; Olsson et al. 2022): a head that tells each token what the token before it was, and a head in the next layer
 that looks for an earlier place where the token before was the present one, and copies what stood there. Gradient
-descent finds it by itself, but only after more tokens than two CPU cores can read in five minutes: the parts are of
-no use until all are there. So the first two layers start as this circuit, in the spirit of mimetic initialisation
-(Trockman and Kolter 2023), and training refines it or gives it up. Nothing in it knows any token from any other.
+descent can find it by itself, but did not in the first 0.8 million tokens of pure copying that were tried: the parts
+are of no use until all are there. So the first two layers start as this circuit, in the spirit of mimetic
+initialisation (Trockman and Kolter 2023), and training refines it or gives it up. Nothing in it knows any token from
+any other.
 """
 
 from __future__ import annotations

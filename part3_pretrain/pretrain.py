@@ -1,6 +1,6 @@
 """Pretrains the base model: python -m part3_pretrain.pretrain
 
-Writes `checkpoints/pretrained.pt` and `outputs/pretraining_loss_curve.png`. Takes under five minutes on two CPU cores.
+Writes `checkpoints/pretrained.pt` and `outputs/pretraining_loss_curve.png`. Takes about five minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from part3_pretrain import corpus
 from part3_pretrain.checkpoint import save_checkpoint
-from part3_pretrain.command_line import PATH, SEED, UserError, at_least, exit_status, option, parse
+from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
 from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.model import ModelConfig, Transformer
@@ -44,9 +44,7 @@ class PretrainConfig:
     conversations: int = option(31_000, "retail conversations to read, each once", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
-    learning_rate: float = option(
-        2e-3, "AdamW's highest learning rate", wanted="above 0", is_good=lambda rate: 0 < rate < float("inf")
-    )
+    learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
     warmup_steps: int = option(
         150, "steps in which the learning rate rises; it then falls along a cosine", **at_least(1)
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from part3_pretrain.command_line import PATH, SEED, at_least, option, parse
+from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option, parse
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
-ABOVE_ZERO = {"wanted": "above 0", "is_good": lambda value: 0 < value < float("inf")}
 PROBABILITY = {"wanted": "above 0 and at most 1", "is_good": lambda value: 0 < value <= 1}
 
 
