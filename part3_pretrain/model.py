@@ -19,9 +19,9 @@ class ModelConfig:
     """The shape of a model. The defaults are the small model that two CPU cores can pretrain in minutes."""
 
     vocab_size: int
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_layers: int = 4
+    hidden_size: int = 160
+    intermediate_size: int = 448
+    num_layers: int = 3
     num_heads: int = 4
     num_kv_heads: int = 4
     max_positions: int = 512

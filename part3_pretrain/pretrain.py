@@ -6,6 +6,7 @@ Writes `checkpoints/pretrained.pt` and `outputs/pretraining_loss_curve.png`. Tak
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from part3_pretrain import corpus
+from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.checkpoint import save_checkpoint
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
 from part3_pretrain.files import check_writable, written_whole
@@ -41,12 +43,17 @@ class PretrainConfig:
     corpus: list[Path] | None = option(None, "text files to read instead of retail conversations", nargs="+", **PATH)
     checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
     out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
-    conversations: int = option(31_000, "retail conversations to read, each once", **at_least(1))
+    conversations: int = option(72_000, "retail conversations to read, each once", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
     warmup_steps: int = option(
         150, "steps in which the learning rate rises; it then falls along a cosine", **at_least(1)
+    )
+    dtype: str = option(
+        "auto",
+        "number format of matrix products; auto takes bfloat16 where the processor has instructions for it",
+        choices=["auto", "float32", "bfloat16"],
     )
     seed: int = option(0, "seed of corpus, weights and order", **SEED)
 
@@ -128,9 +135,13 @@ def pretrain(texts: list[str], config: PretrainConfig) -> tuple[Transformer, Tok
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, len(steps))
     )
+    low_precision = config.dtype == "bfloat16" or (config.dtype == "auto" and multiplies_bfloat16())
     losses = []
     model.train()
-    with tqdm(steps, desc="pretraining", unit="step", disable=None) as bar:
+    with (
+        bfloat16_products(model) if low_precision else nullcontext(),
+        tqdm(steps, desc="pretraining", unit="step", disable=None) as bar,
+    ):
         for (inputs, targets), is_text in bar:
             loss = next_token_loss(model, inputs, targets)
             loss.backward()

@@ -67,7 +67,8 @@ def draw_scenario(rng: Random, *, held_out: bool, two_problems: float = 0.1, inv
         departments = [name for name in WORLD["departments"] if all(name in intent.departments for intent in intents)]
         if not departments:
             continue
-        item = _invent_item(rng) if rng.random() < invented_items else draw_item(rng, departments)
+        invented = rng.random() < invented_items
+        item = invent_item(rng, held_out=held_out) if invented else draw_item(rng, departments)
         order_number = _draw_order_number(rng) if rng.random() < 0.5 else None
         if all(held_out_item(intent, item) == held_out for intent in intents):
             return Scenario(intents, item, order_number)
@@ -84,8 +85,12 @@ def _draw_order_number(rng: Random) -> str:
     return str(rng.randint(10000, 99999))
 
 
-def _invent_item(rng: Random) -> str:
-    return "".join(rng.choices(WORLD["products"]["syllables"], k=rng.randint(2, 3)))
+def invent_item(rng: Random, *, held_out: bool) -> str:
+    """A name that is in no catalogue, such as "zorblat"; one name in five is reserved for tests."""
+    while True:
+        name = "".join(rng.choices(WORLD["products"]["syllables"], k=rng.randint(2, 3)))
+        if (crc32(name.encode()) % 5 == 0) == held_out:
+            return name
 
 
 def held_out_item(intent: Intent, item: str) -> bool:
@@ -173,6 +178,33 @@ def _fill(text: str, scenario: Scenario, order: str) -> str:
     text = text.replace("{an_item}", f"{'an' if scenario.item[0] in 'aeiou' else 'a'} {scenario.item}")
     text = text.replace("{item}", scenario.item)
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
+
+
+def mistype(context: str, scenario: Scenario, rng: Random) -> tuple[str, Scenario]:
+    """Swaps, drops or doubles a letter of one word of at least four, but so that no other product is named.
+
+    Returns:
+        The new context, and the scenario with the item spelled as the customer now spells it.
+    """
+    while True:
+        word = rng.choice(list(re.finditer(r"[A-Za-z]{4,}", context)))
+        place = rng.randrange(word.start(), word.end() - 1)
+        left, right = context[place : place + 2]
+        mistyped = context[:place] + rng.choice([right + left, right, left + left + right]) + context[place + 2 :]
+        if mistyped != context and {scenario.item}.issuperset(_PRODUCT.findall(mistyped)):
+            break
+    if scenario.item in mistyped:
+        return mistyped, scenario
+    before, _, after = context.partition(scenario.item)
+    return mistyped, replace(scenario, item=mistyped[len(before) : len(mistyped) - len(after)])
+
+
+def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:
+    """The same customer with another item: the new context and the new scenario."""
+    context = re.sub(
+        rf"\b([Aa])n? {re.escape(scenario.item)}", rf"\1{'n' if item[0] in 'aeiou' else ''} {item}", context
+    )
+    return context.replace(scenario.item, item), replace(scenario, item=item)
 
 
 # ---------------------------------------------------------------------------------------------------- agents

@@ -41,7 +41,7 @@ def generate(
     *,
     pad_id: int,
     eos_id: int,
-    seed: int = 0,
+    seed: int | str = 0,
     batch_size: int = 100,
     progress: str | None = None,
 ) -> list[Generated]:
@@ -70,7 +70,7 @@ def generate(
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Transformer, prompts: list[list[int]], sampling: Sampling, pad_id: int, eos_id: int, seed: int
+    model: Transformer, prompts: list[list[int]], sampling: Sampling, pad_id: int, eos_id: int, seed: int | str
 ) -> list[Generated]:
     device = model.embed_tokens.weight.device
     longest = max(map(len, prompts))
@@ -113,7 +113,7 @@ def _generate_batch(
     return [Generated(ids, has_stopped) for ids, has_stopped in zip(replies, stopped)]
 
 
-def _noise(prompt: list[int], steps: int, seed: int) -> Tensor:
+def _noise(prompt: list[int], steps: int, seed: int | str) -> Tensor:
     """The uniform random numbers that this prompt draws its tokens with, (steps,)."""
     own_seed = crc32(repr((seed, prompt)).encode())
     return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(own_seed))
@@ -129,15 +129,22 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int) -> Te
     Returns:
         ids, (batch,).
     """
-    logits = logits.double()
-    logits[:, pad_id] = -torch.inf
+    logits = logits.double()  # the sum of float32 probabilities would end before 1
+    logits = logits.index_fill(-1, torch.tensor(pad_id, device=logits.device), -torch.inf)
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities, ids = (logits / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= sampling.top_p] = 0.0  # nucleus sampling (Holtzman et al. 2020)
-    if sampling.top_k:
-        probabilities[:, sampling.top_k :] = 0.0
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_k or sampling.top_p < 1:
+        probabilities = _truncated(probabilities, sampling)
     cumulative = probabilities.cumsum(-1)
-    place = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
-    return ids.gather(-1, place)[:, 0]
+    return torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def _truncated(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """Sets those to 0, (batch, vocab_size), that are not among the `top_k` or outside of the nucleus `top_p`."""
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    ordered[before >= sampling.top_p] = 0.0  # nucleus sampling (Holtzman et al. 2020)
+    if sampling.top_k:
+        ordered[:, sampling.top_k :] = 0.0
+    return torch.zeros_like(probabilities).scatter(-1, ids, ordered)

@@ -1,7 +1,7 @@
 """How good are replies? BLEU, ROUGE-L and the retail rubric, for texts from anywhere and for two models side by side.
 
-Everything below `Replies` scores texts, whoever wrote them: a model, an ideal agent (the ceiling) or a look-up (the
-baselines). So all rows of the report are computed by the same lines.
+Texts are scored by the same lines whoever wrote them: a model, an ideal agent (the ceiling) or a look-up
+(`baselines.py`). So all columns of the report can be compared.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
-from statistics import fmean
+from statistics import fmean, stdev
+from typing import Any
 
-import torch
-from nltk import wordpunct_tokenize
+from nltk import bigrams, ngrams, wordpunct_tokenize
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import Tokenizer
@@ -21,10 +21,12 @@ from tokenizers import Tokenizer
 from part3_pretrain import retail
 from part3_pretrain.model import Transformer
 from part3_pretrain.tokenizer import EOS, PAD
-from part4_sft.dataset import Pair, encode_context
+from part4_sft.dataset import Pair, encode_context, encode_pairs
 from part4_sft.generation import Sampling, generate
+from part4_sft.training import mean_loss
 
 Scores = dict[str, float]
+Entry = dict[str, Any]  # one context and the replies to it, as in `replies.json`
 _smoothing = SmoothingFunction().method1
 _rouge = RougeScorer(["rougeL"])
 
@@ -42,19 +44,48 @@ def rouge_l(reply: str, reference: str) -> float:
     return _rouge.score(reference, reply)["rougeL"].fmeasure
 
 
+def corpus_bleu(replies: list[str], references: list[str]) -> float:
+    """BLEU as first defined (Papineni et al. 2002), 0 to 1: n-grams of all replies counted together, unsmoothed."""
+    said, wanted = ([wordpunct_tokenize(text) for text in texts] for texts in (replies, references))
+    log_precision = 0.0
+    for n in range(1, 5):
+        counts = [Counter(ngrams(words, n)) for words in said]
+        right = sum((count & Counter(ngrams(words, n))).total() for count, words in zip(counts, wanted))
+        if right == 0:
+            return 0.0
+        log_precision += math.log(right / sum(count.total() for count in counts)) / 4
+    brevity = min(0.0, 1 - sum(map(len, wanted)) / sum(map(len, said)))
+    return math.exp(brevity + log_precision)
+
+
+def distinct_2(replies: list[str]) -> float:
+    """Different pairs of neighbouring words among all such pairs (Li et al. 2016): near 0 if all replies are alike."""
+    pairs = [pair for reply in replies for pair in bigrams(wordpunct_tokenize(reply))]
+    return len(set(pairs)) / max(1, len(pairs))
+
+
 def compute_instruction_following_metrics(predictions: list[str], references: list[str]) -> Scores:
-    """Mean sentence BLEU and mean ROUGE-L F1 of replies against one reference each.
+    """Compares replies with one reference each.
 
     Returns:
-        `{"bleu": ..., "rouge_l": ...}`, both 0 to 1.
+        `bleu` and `rouge_l`, means over the replies; `corpus_bleu`; `length_ratio`, words of the replies per word of
+        the references; and `distinct_2`.
 
     Raises:
         ValueError: the lists are empty or of different lengths.
     """
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references cannot be compared")
-    pairs = list(zip(predictions, references))
-    return {"bleu": fmean(bleu(*pair) for pair in pairs), "rouge_l": fmean(rouge_l(*pair) for pair in pairs)}
+    words_said, words_wanted = (
+        sum(len(wordpunct_tokenize(text)) for text in texts) for texts in (predictions, references)
+    )
+    return {
+        "bleu": fmean(bleu(*pair) for pair in zip(predictions, references)),
+        "corpus_bleu": corpus_bleu(predictions, references),
+        "rouge_l": fmean(rouge_l(*pair) for pair in zip(predictions, references)),
+        "length_ratio": words_said / max(1, words_wanted),
+        "distinct_2": distinct_2(predictions),
+    }
 
 
 @dataclass(frozen=True)
@@ -65,12 +96,17 @@ class Replies:
     stopped: list[bool]
 
 
-def score(replies: Replies, pairs: list[Pair]) -> Scores:
-    """All measures of one author on one test set; the rubric's only where every context is of the retail world."""
+def recognise(pairs: list[Pair]) -> list[retail.Scenario] | None:
+    """What each customer wants; None where a context is not of the retail world, so that no rubric can be applied."""
+    scenarios = [scenario for pair in pairs if (scenario := retail.recognise(pair.context))]
+    return scenarios if len(scenarios) == len(pairs) else None
+
+
+def score(replies: Replies, pairs: list[Pair], scenarios: list[retail.Scenario] | None) -> Scores:
+    """All measures of one author on one test set; those of the rubric where the scenarios are known."""
     scores = compute_instruction_following_metrics(replies.texts, [pair.response for pair in pairs])
     scores["stops_by_itself"] = fmean(replies.stopped)
-    scenarios = [retail.recognise(pair.context) for pair in pairs]
-    if None in scenarios:
+    if scenarios is None:
         return scores
     ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
     with_order = [rating for rating, scenario in zip(ratings, scenarios) if scenario.order_number]
@@ -97,7 +133,7 @@ def generate_replies(
     tokenizer: Tokenizer,
     pairs: list[Pair],
     sampling: Sampling,
-    seed: int,
+    seed: int | str,
     progress: str | None = None,
 ) -> Replies:
     """The model's own replies to the contexts of the pairs; a context that is too long loses its beginning."""
@@ -116,64 +152,28 @@ def generate_replies(
     return Replies([text.strip() for text in texts], [reply.stopped for reply in generated])
 
 
-def second_ideal_replies(pairs: list[Pair], seed: int) -> Replies | None:
-    """What another ideal agent writes to the same contexts; None where a context is not of the retail world.
+def second_ideal_replies(scenarios: list[retail.Scenario], seed: int) -> Replies:
+    """What another ideal agent writes to the same customers.
 
     Two ideal agents share no words but those that matter, so their agreement is the ceiling for any model's BLEU.
     """
     rng = Random(f"second reference/{seed}")
-    scenarios = [retail.recognise(pair.context) for pair in pairs]
-    if None in scenarios:
-        return None
-    return Replies([retail.ideal_reply(scenario, rng) for scenario in scenarios], [True] * len(pairs))
+    return Replies([retail.ideal_reply(scenario, rng) for scenario in scenarios], [True] * len(scenarios))
 
 
-def most_common_replies(training: list[Pair], pairs: list[Pair]) -> Replies:
-    """The most frequent training response, whatever is asked."""
-    ((text, _),) = Counter(pair.response for pair in training).most_common(1)
-    return Replies([text] * len(pairs), [True] * len(pairs))
+# ---------------------------------------------------------------------------------------------------- two models
 
 
-def nearest_replies(training: list[Pair], pairs: list[Pair]) -> Replies:
-    """The response to the most similar training context: cosine of TF-IDF weights over lower-case words."""
-    documents = [Counter(wordpunct_tokenize(pair.context.lower())) for pair in training]
-    frequency = Counter(word for document in documents for word in document)
-    column = {word: index for index, word in enumerate(frequency)}
-    idf = torch.tensor([math.log(len(documents) / count) for count in frequency.values()])
+@dataclass(frozen=True)
+class SideBySide:
+    """What the authors scored on one test set, how much that varies from sample to sample, and what they wrote.
 
-    def vectors(counts: list[Counter[str]]) -> torch.Tensor:
-        weights = torch.zeros(len(counts), len(column))
-        for row, count in enumerate(counts):
-            for word, times in count.items():
-                if word in column:
-                    weights[row, column[word]] = times
-        return torch.nn.functional.normalize(weights * idf, dim=-1)
-
-    asked = vectors([Counter(wordpunct_tokenize(pair.context.lower())) for pair in pairs])
-    nearest = (asked @ vectors(documents).T).argmax(-1).tolist()
-    return Replies([training[index].response for index in nearest], [True] * len(pairs))
-
-
-# ---------------------------------------------------------------------------------------------------- comparison
-
-
-def paired_bootstrap(before: list[float], after: list[float], seed: int, resamples: int = 10_000) -> dict[str, object]:
-    """How sure is it that the second model is better (Koehn 2004)?
-
-    Args:
-        before, after: one score for each test context, of the same contexts in the same order.
-
-    Returns:
-        `difference` of the means; `ci95`, the 95% interval of it when the contexts are drawn anew; and the two-sided
-        `p_value`, at least 1 / resamples.
+    `entries` has one entry a context, from which every score but the perplexity can be computed again.
     """
-    gains = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
-    means = gains[drawn].mean(dim=1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    tail = min((means <= 0).double().mean().item(), (means >= 0).double().mean().item())
-    return {"difference": gains.mean().item(), "ci95": [low, high], "p_value": min(1.0, max(2 * tail, 1 / resamples))}
+
+    scores: dict[str, Scores]
+    spread: dict[str, Scores]
+    entries: list[Entry]
 
 
 def evaluate_sft_vs_pretrained(
@@ -183,55 +183,74 @@ def evaluate_sft_vs_pretrained(
     pairs: list[Pair],
     sampling: Sampling,
     seed: int = 0,
+    *,
+    samples: int = 1,
+    scenarios: list[retail.Scenario] | None = None,
     name: str = "test",
-) -> tuple[dict[str, Scores], list[dict[str, object]]]:
+) -> SideBySide:
     """Lets both models answer the same contexts, with the same random numbers, and scores them alike.
 
     Args:
         pairs: test pairs with ideal responses; neither model has seen them.
+        samples: replies that each model writes to each context; its scores are means over the samples, their spread
+            is the standard deviation from sample to sample.
+        scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
         name: what the progress bars call the set.
-
-    Returns:
-        The scores of "pretrained" and "sft", and of "ceiling" where a second ideal reply can be written; and the texts,
-        one entry a context, from which every score can be computed again.
     """
-    authors = {
-        "pretrained": generate_replies(pretrained, tokenizer, pairs, sampling, seed, f"{name}: pretrained"),
-        "sft": generate_replies(sft, tokenizer, pairs, sampling, seed, f"{name}: fine-tuned"),
-        "ceiling": second_ideal_replies(pairs, seed),
+    scenarios = scenarios or recognise(pairs)
+    authors: dict[str, list[Replies]] = {
+        author: [
+            generate_replies(model, tokenizer, pairs, sampling, f"{seed}/{sample}", f"{name}: {author}")
+            for sample in range(samples)
+        ]
+        for author, model in {"pretrained": pretrained, "sft": sft}.items()
     }
-    scores = {author: score(replies, pairs) for author, replies in authors.items() if replies}
-    return scores, [_side_by_side(pair, index, authors) for index, pair in enumerate(pairs)]
+    if scenarios:
+        authors["ceiling"] = [second_ideal_replies(scenarios, seed)]
 
-
-def _side_by_side(pair: Pair, index: int, authors: dict[str, Replies | None]) -> dict[str, object]:
-    texts = {"reference": pair.response}
-    for author, replies in authors.items():
-        if replies:
-            texts["second_reference" if author == "ceiling" else author] = replies.texts[index]
-    entry: dict[str, object] = {"context": pair.context, **texts}
-    for author in ("pretrained", "sft"):
-        entry[f"{author}_stops_by_itself"] = authors[author].stopped[index]
-    if scenario := retail.recognise(pair.context):
-        entry |= {f"{author}_rating": retail.rate(scenario, text).score for author, text in texts.items()}
-    return entry
-
-
-def compare(replies: list[dict[str, object]], seed: int) -> dict[str, dict[str, object]]:
-    """The paired bootstrap of SFT against pretrained for BLEU, ROUGE-L and, in the retail world, the rating.
-
-    Args:
-        replies: the texts that `evaluate_sft_vs_pretrained` returned.
-    """
-    measures = {
-        "bleu": lambda entry, author: bleu(entry[author], entry["reference"]),
-        "rouge_l": lambda entry, author: rouge_l(entry[author], entry["reference"]),
-    }
-    if all("sft_rating" in entry for entry in replies):
-        measures["rating"] = lambda entry, author: entry[f"{author}_rating"]
-    return {
-        name: paired_bootstrap(
-            [measure(entry, "pretrained") for entry in replies], [measure(entry, "sft") for entry in replies], seed
+    scores, spread = {}, {}
+    for author, samples_of_author in authors.items():
+        scored = [score(replies, pairs, scenarios) for replies in samples_of_author]
+        scores[author] = {measure: fmean(one[measure] for one in scored) for measure in scored[0]}
+        if len(scored) > 1:
+            spread[author] = {measure: stdev(one[measure] for one in scored) for measure in scored[0]}
+    examples = encode_pairs(enumerate(pairs, start=1), tokenizer, pretrained.config.max_positions, name)
+    for author, model in {"pretrained": pretrained, "sft": sft}.items():
+        scores[author]["perplexity"] = math.exp(mean_loss(model, examples, tokenizer.token_to_id(PAD)))
+    entries = [
+        _entry(
+            pair,
+            scenarios[index] if scenarios else None,
+            {
+                author: [(replies.texts[index], replies.stopped[index]) for replies in authors[author]]
+                for author in authors
+            },
         )
-        for name, measure in measures.items()
+        for index, pair in enumerate(pairs)
+    ]
+    return SideBySide(scores, spread, entries)
+
+
+def _entry(pair: Pair, scenario: retail.Scenario | None, written: dict[str, list[tuple[str, bool]]]) -> Entry:
+    """One context of `replies.json`: the first sample of each author, and all of them under "samples"."""
+    samples = {
+        author: [{"text": text, "stops_by_itself": stopped, **_rubric(scenario, text)} for text, stopped in texts]
+        for author, texts in written.items()
     }
+    entry: Entry = {"context": pair.context, "reference": pair.response}
+    for author, (first, *_) in samples.items():
+        key = "second_reference" if author == "ceiling" else author
+        entry[key] = first["text"]
+        if scenario:
+            entry[f"{key}_rating"] = first["rating"]
+    if scenario:
+        entry["reference_rating"] = retail.rate(scenario, pair.response).score
+        entry["categories"] = sorted({intent.category for intent in scenario.intents})
+    return entry | {"samples": samples}
+
+
+def _rubric(scenario: retail.Scenario | None, text: str) -> dict[str, object]:
+    if scenario is None:
+        return {}
+    rating = retail.rate(scenario, text)
+    return {"rating": rating.score, "faults": rating.faults}

@@ -12,37 +12,46 @@ import matplotlib.pyplot as plt
 
 from part3_pretrain.files import written_whole
 
+SHOWN = {"rated_4_or_more": "share rated 4.0 or more", "rouge_l": "ROUGE-L", "bleu": "BLEU"}  # epoch by epoch
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 
 
 def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, Any]]) -> None:
-    """Draws the training loss of every step, smoothed too, and the validation loss after every epoch.
+    """Draws the loss of every step, smoothed too, with the validation loss, and below it how well replies are.
 
     Args:
         losses: one for each optimizer step, in nats per response token.
         by_epoch: the entries of `evaluation.json`; epoch 0 is the model before fine-tuning.
     """
-    steps = range(1, len(losses) + 1)
-    steps_per_epoch = len(losses) / max(1, len(by_epoch) - 1)
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training, each step")
-    axes.plot(steps, smoothed(losses), color=BLUE, linewidth=2, label="training, smoothed")
-    validated = [entry for entry in by_epoch if entry["validation_loss"] is not None]
-    axes.plot(
-        [entry["epoch"] * steps_per_epoch for entry in validated],
-        [entry["validation_loss"] for entry in validated],
-        "o--", color=ORANGE, label="validation, each epoch",
-    )  # fmt: skip
-    axes.set(
+    epochs = [entry["epoch"] for entry in by_epoch]
+    steps_per_epoch = len(losses) / max(1, epochs[-1])
+    when = [step / steps_per_epoch for step in range(1, len(losses) + 1)]
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout="constrained")
+    upper.plot(when, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training, each step")
+    upper.plot(when, smoothed(losses), color=BLUE, linewidth=2, label="training, smoothed")
+    validation = [entry["validation_loss"] for entry in by_epoch]
+    upper.plot(epochs, validation, "o--", color=ORANGE, label="validation, each epoch")
+    upper.set(
         title="Supervised fine-tuning: loss over response tokens",
-        xlabel="optimizer step",
         ylabel="cross-entropy (nats per response token)",
         ylim=(0, None),
     )
-    epochs = axes.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
-    epochs.set_xlabel("epoch")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    steps = upper.secondary_xaxis("top", functions=(lambda x: x * steps_per_epoch, lambda x: x / steps_per_epoch))
+    steps.set_xlabel("optimizer step")
+    for (measure, name), style, color in zip(SHOWN.items(), ("o-", "s-", "^-"), (BLUE, ORANGE, GREEN)):
+        if measure in by_epoch[0]:
+            lower.plot(epochs, [entry[measure] for entry in by_epoch], style, color=color, label=name)
+    lower.set(
+        title="Replies really generated to validation contexts", xlabel="epoch", ylabel="score (0 to 1)", ylim=(0, 1.05)
+    )
+    for axes in (upper, lower):
+        for epoch, note in {3: "first setting", 5: "default"}.items():
+            if epoch in epochs:
+                axes.axvline(epoch, color="0.4", linestyle=":", linewidth=1.2)
+                axes.annotate(note, (epoch, 0.03), (-4, 0), ("data", "axes fraction"), "offset points", ha="right")
+        axes.grid(alpha=0.3)
+    upper.legend()
+    lower.legend(loc=(0.27, 0.1))
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
@@ -61,6 +70,7 @@ def smoothed(losses: list[float], decay: float = 0.95) -> list[float]:
 
 MEASURES = {  # key in `evaluation.json`: (name, how it is written, which way is better, what it means)
     "bleu": ("BLEU", "{:.3f}", "higher", "mean sentence BLEU against one ideal reply, smoothed"),
+    "corpus_bleu": ("corpus BLEU", "{:.3f}", "higher", "BLEU of all n-grams counted together"),
     "rouge_l": ("ROUGE-L", "{:.3f}", "higher", "mean F1 of the longest common subsequence with that reply"),
     "rating": ("rating", "{:.2f}", "higher", "mean rating by the rubric, 1.0 to 5.0"),
     "rated_4_or_more": ("rated 4.0 or more", "{:.1%}", "higher", "share of replies that count as high quality"),
@@ -70,6 +80,9 @@ MEASURES = {  # key in `evaluation.json`: (name, how it is written, which way is
     "right_order_number": ("right order number", "{:.1%}", "higher", "cites it exactly, of the contexts that give one"),
     "both_problems_resolved": ("both problems", "{:.1%}", "higher", "resolves both, of the contexts with two"),
     "stops_by_itself": ("stops by itself", "{:.1%}", "higher", "ends with <EOS> within the token limit"),
+    "length_ratio": ("length ratio", "{:.2f}", "near 1", "words of the replies per word of the references"),
+    "distinct_2": ("distinct-2", "{:.3f}", "near the ideal agent's", "different pairs of words among all pairs"),
+    "perplexity": ("perplexity", "{:.2f}", "lower", "of the reference's tokens, given the context"),
 }
 AUTHORS = {"pretrained": "pretrained", "sft": "SFT", "ceiling": "ideal agent"}
 
@@ -83,8 +96,8 @@ def score_table(scores: dict[str, dict[str, float]], explained: bool = False) ->
         if all(value is None for value in values):
             continue
         cells = ["-" if value is None else form.format(value) for value in values]
-        rows.append([name, *cells, *([f"{better} is better: {meaning}"] if explained else [])])
-    return markdown_table(header + ["meaning"] * explained, rows)
+        rows.append([name, *cells, *([better, meaning] if explained else [])])
+    return markdown_table(header + ["better", "meaning"] * explained, rows)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -111,6 +124,7 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         "two people who both do everything right still choose different words, so BLEU and ROUGE-L end about there."
         if "ceiling" in by_author
         else "",
+        _spread_in_words(evaluation["samples"]),
         "## Is the difference real?",
         "\n".join(_in_words(name, found) for name, found in evaluation["comparison"].items()),
         "The intervals come from 10,000 paired bootstrap resamples of the test contexts.",
@@ -132,13 +146,29 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
     ]:
         if name in evaluation:
             sections += [f"## {title}", meaning, score_table(evaluation[name])]
+    if "robustness" in evaluation:
+        sections += [
+            "## Untidy contexts",
+            "The test contexts once more: with a random typo each, in lower case, and about a product whose name is in "
+            "no catalogue. The item counts as named if it is spelled as the customer spells it. Share rated 4.0 or "
+            "more:",
+            _robustness_table(evaluation["robustness"]),
+        ]
     sections += [
         "## Could a look-up do it?",
-        "The reply to the training context with the most similar words (TF-IDF), and the most common training reply.",
+        "The reply to the training context with the most similar words (TF-IDF), and the most common training reply. "
+        + _look_up_in_words(evaluation["sft"], evaluation["baselines"]),
         score_table({"sft": evaluation["sft"], **evaluation["baselines"]}),
-        "## Side by side",
-        *(_example(entry) for entry in evaluation["examples"]),
     ]
+    if "worst_replies" in evaluation:
+        sections += [
+            "## What goes wrong",
+            "Fine-tuned replies by the category of what was asked for; a reply to two problems counts in both.",
+            _category_table(evaluation["errors_by_category"]),
+            f"The {len(evaluation['worst_replies'])} lowest rated replies of the fine-tuned model:",
+            *(_worst(reply) for reply in evaluation["worst_replies"]),
+        ]
+    sections += ["## Side by side", *(_example(entry) for entry in evaluation["examples"])]
     with written_whole(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
 
@@ -154,18 +184,72 @@ def _in_words(name: str, found: dict[str, Any]) -> str:
 
 def _epoch_table(by_epoch: list[dict[str, Any]]) -> str:
     forms = {"epoch": "{}", "train_loss": "{:.3f}", "validation_loss": "{:.3f}"}
-    forms |= {key: MEASURES[key][1] for key in ("bleu", "rouge_l", "rated_4_or_more") if key in by_epoch[0]}
+    forms |= {key: MEASURES[key][1] for key in SHOWN if key in by_epoch[0]}
     header = [MEASURES[key][0] if key in MEASURES else key.replace("_", " ") for key in forms]
     cells = [["-" if row[key] is None else form.format(row[key]) for key, form in forms.items()] for row in by_epoch]
     return markdown_table(header, cells)
 
 
+def _spread_in_words(samples: dict[str, Any]) -> str:
+    if samples["per_context"] == 1:
+        return "Every model wrote one reply to each context."
+    spread = ", ".join(
+        f"{scores['bleu']:.3f} for BLEU and {scores['rouge_l']:.3f} for ROUGE-L ({AUTHORS[author]})"
+        for author, scores in samples["spread"].items()
+    )
+    return (
+        f"Every model wrote {samples['per_context']} replies to each context, and its scores are their means. From one "
+        f"set of replies to the next the scores have a standard deviation of {spread}."
+    )
+
+
+def _look_up_in_words(sft: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
+    measures = ["bleu", "rouge_l", *(["rated_4_or_more"] if "rated_4_or_more" in sft else [])]
+    as_good = [
+        f"{name.replace('_', ' ')} in {MEASURES[measure][0]}"
+        for name, scores in baselines.items()
+        for measure in measures
+        if scores[measure] >= sft[measure]
+    ]
+    if as_good:
+        return f"**A look-up does as well as the fine-tuned model: {', '.join(as_good)}.**"
+    return (
+        "Neither does as well as the fine-tuned model in any of "
+        + ", ".join(MEASURES[name][0] for name in measures)
+        + "."
+    )
+
+
+def _robustness_table(robustness: dict[str, dict[str, dict[str, float]]]) -> str:
+    return markdown_table(
+        ["contexts", AUTHORS["pretrained"], AUTHORS["sft"]],
+        [
+            [name.replace("_", " "), *(f"{scores[author]['rated_4_or_more']:.1%}" for author in ("pretrained", "sft"))]
+            for name, scores in robustness.items()
+        ],
+    )
+
+
+def _category_table(errors: dict[str, dict[str, float]]) -> str:
+    worst_first = sorted(errors.items(), key=lambda entry: -entry[1]["rated_below_4"])
+    rows = [[category, str(found["replies"]), f"{found['rated_below_4']:.1%}"] for category, found in worst_first]
+    return markdown_table(["category", "replies", "rated below 4.0"], rows)
+
+
+def _worst(reply: dict[str, Any]) -> str:
+    reasons = "; ".join(reply["faults"]) or "nothing is wrong with it"
+    return f"> {_in_one_line(reply['context'])}\n\n- {reply['rating']:.1f}, {reasons}: {_in_one_line(reply['text'])}"
+
+
+def _in_one_line(text: str) -> str:
+    return " / ".join(text.split("\n")) or "(nothing)"
+
+
 def _example(entry: dict[str, Any]) -> str:
-    lines = [f"> {entry['context']}", ""]
+    lines = [f"> {_in_one_line(entry['context'])}", ""]
     for author, name in {"pretrained": "Pretrained", "sft": "SFT", "reference": "Reference"}.items():
         rating = f" ({entry[f'{author}_rating']:.1f})" if f"{author}_rating" in entry else ""
-        text = entry[author].replace("\n", " / ") or "(nothing)"
-        lines.append(f"- **{name}**{rating}: {text}")
+        lines.append(f"- **{name}**{rating}: {_in_one_line(entry[author])}")
     return "\n".join(lines)
 
 

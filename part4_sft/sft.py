@@ -26,9 +26,14 @@ from part3_pretrain.model import Transformer
 from part3_pretrain.pretrain import PretrainConfig, run_pretraining
 from part3_pretrain.tokenizer import PAD
 from part4_sft import dataset, metrics, report
+from part4_sft.baselines import most_common_replies, nearest_replies
+from part4_sft.comparison import compare
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig, parse_arguments
 from part4_sft.dataset import Pair
+from part4_sft.failures import errors_by_category, worst_replies
 from part4_sft.generation import Sampling
+from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
+from part4_sft.robustness import disturbed
 from part4_sft.training import mean_loss, train
 
 UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
@@ -61,10 +66,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
     pretrained.to(device).eval()
     model = copy.deepcopy(pretrained)
 
-    with timed("fine_tuning", timing):
-        losses, by_epoch = fine_tune(model, tokenizer, data, config)
+    losses, by_epoch = fine_tune(model, tokenizer, data, config, timing)
     with timed("evaluation", timing):
-        evaluation, replies = evaluate(pretrained, model, tokenizer, data, config)
+        evaluation, entries = evaluate(pretrained, model, tokenizer, data, config)
 
     evaluation = {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
@@ -80,9 +84,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
         "dataset": {name: len(pairs) for name, pairs in data.items()} | {"trained_on": len(chosen(data, config))},
         **evaluation,
         "by_epoch": by_epoch,
-        "examples": replies["test"][:8],
+        "examples": entries["test"][:8],
     }
-    written = save(model, tokenizer, losses, evaluation, replies, data, config)
+    written = save(model, tokenizer, losses, evaluation, entries, data, config)
     report.print_summary(evaluation, written)
     return evaluation
 
@@ -114,7 +118,11 @@ def gives_gradients(pair: Pair, config: SFTConfig) -> bool:
 
 
 def fine_tune(
-    model: Transformer, tokenizer: Tokenizer, data: dict[str, list[Pair]], config: SFTConfig
+    model: Transformer,
+    tokenizer: Tokenizer,
+    data: dict[str, list[Pair]],
+    config: SFTConfig,
+    timing: dict[str, float],
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """Trains the model in place; returns the loss of every step and, for every epoch from 0, what validation says."""
     max_length = min(config.max_length, model.config.max_positions)
@@ -122,45 +130,66 @@ def fine_tune(
     examples = dataset.encode_pairs(numbered, tokenizer, max_length, str(config.data or "sft_dataset"))
     validation, source = data["sft_validation"], str(config.validation_data or "sft_validation")
     validation_examples = dataset.encode_pairs(enumerate(validation, start=1), tokenizer, max_length, source)
+    # A test pair that does not fit is better told of now than after the training.
+    dataset.encode_pairs(
+        enumerate(data["sft_test"], start=1), tokenizer, max_length, str(config.test_data or "sft_test")
+    )
     pad_id = tokenizer.token_to_id(PAD)
     by_epoch: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
 
     def validate(epoch: int, train_loss: float | None) -> None:
-        replies = metrics.generate_replies(model, tokenizer, validation, sampling(config), config.seed)
-        scores = metrics.score(replies, validation)
-        by_epoch.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "validation_loss": mean_loss(model, validation_examples, pad_id),
-                **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
-            }
-        )
+        with timed(f"epoch {epoch}", seconds):
+            replies = metrics.generate_replies(model, tokenizer, validation, sampling(config), config.seed)
+            scores = score(replies, validation, metrics.recognise(validation))
+            by_epoch.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    "validation_loss": mean_loss(model, validation_examples, pad_id),
+                    **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
+                }
+            )
 
-    validate(0, None)
-    trained = torch.compile(model) if config.compile else model
-    losses = train(trained, examples, config, pad_id, after_epoch=validate)
+    with timed("fine_tuning", timing):
+        validate(0, None)
+        trained = torch.compile(model) if config.compile else model
+        losses = train(trained, examples, config, pad_id, after_epoch=validate)
+    timing["validation"] = round(sum(seconds.values()), 2)
+    timing["fine_tuning"] = round(timing["fine_tuning"] - timing["validation"], 2)
     return losses, by_epoch
 
 
 def evaluate(
     pretrained: Transformer, sft: Transformer, tokenizer: Tokenizer, data: dict[str, list[Pair]], config: SFTConfig
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Both models on every test set, the ceiling and the baselines; and all texts by the name of the test set."""
+) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
+    """Both models on every test set, the ceiling, the baselines, and what goes wrong; and all texts by test set."""
     pairs, training = data["sft_test"], chosen(data, config)
+    scenarios = metrics.recognise(pairs)
+    models = (pretrained, sft, tokenizer)
     how = (sampling(config), config.seed)
-    scores, replies = metrics.evaluate_sft_vs_pretrained(pretrained, sft, tokenizer, pairs, *how)
-    evaluation: dict[str, Any] = {**scores, "comparison": metrics.compare(replies, config.seed)}
-    all_replies = {"test": replies}
-    for name, file in UNSEEN.items():
-        evaluation[name], all_replies[name] = metrics.evaluate_sft_vs_pretrained(
-            pretrained, sft, tokenizer, data[file], *how, name=name.replace("_", " ")
-        )
-    evaluation["baselines"] = {
-        "nearest_pair": metrics.score(metrics.nearest_replies(training, pairs), pairs),
-        "most_common_reply": metrics.score(metrics.most_common_replies(training, pairs), pairs),
+    test = evaluate_sft_vs_pretrained(*models, pairs, *how, samples=config.samples_per_context)
+    evaluation: dict[str, Any] = {
+        **test.scores,
+        "samples": {"per_context": config.samples_per_context, "spread": test.spread},
+        "comparison": compare(test.entries, config.seed),
     }
-    return evaluation, all_replies
+    entries = {"test": test.entries}
+    for name, file in UNSEEN.items():
+        found = evaluate_sft_vs_pretrained(*models, data[file], *how, name=name)
+        evaluation[name], entries[name] = found.scores, found.entries
+    if scenarios:
+        evaluation["robustness"] = {}
+        for name, (changed, wanted) in disturbed(pairs, scenarios, config.seed).items():
+            found = evaluate_sft_vs_pretrained(*models, changed, *how, scenarios=wanted, name=name)
+            evaluation["robustness"][name], entries[name] = found.scores, found.entries
+        evaluation["worst_replies"] = worst_replies(test.entries)
+        evaluation["errors_by_category"] = errors_by_category(test.entries)
+    evaluation["baselines"] = {
+        "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
+        "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
+    }
+    return evaluation, entries
 
 
 def save(
@@ -168,7 +197,7 @@ def save(
     tokenizer: Tokenizer,
     losses: list[float],
     evaluation: dict[str, Any],
-    replies: dict[str, list[dict[str, Any]]],
+    entries: dict[str, list[Entry]],
     data: dict[str, list[Pair]],
     config: SFTConfig,
 ) -> list[Path]:
@@ -179,11 +208,10 @@ def save(
     for name, pairs in data.items():
         dataset.save_pairs(out / f"{name}.json", pairs)
         written.append(out / f"{name}.json")
-    for name, content in {
-        "evaluation.json": evaluation,
-        "replies.json": replies["test"],
-        **{f"replies_{name}.json": replies[name] for name in UNSEEN},
-    }.items():
+    contents: dict[str, Any] = {"evaluation.json": evaluation}
+    for name, replies in entries.items():
+        contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
+    for name, content in contents.items():
         with written_whole(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(out / name)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
-from random import Random
-from statistics import fmean
+import math
+from statistics import fmean, stdev
 
 import pytest
 import sacrebleu
@@ -19,13 +19,11 @@ from part4_sft.generation import Sampling
 from part4_sft.metrics import (
     Replies,
     bleu,
-    compare,
     compute_instruction_following_metrics,
+    distinct_2,
     evaluate_sft_vs_pretrained,
     generate_replies,
-    most_common_replies,
-    nearest_replies,
-    paired_bootstrap,
+    recognise,
     rouge_l,
     score,
     second_ideal_replies,
@@ -64,11 +62,25 @@ def test_the_ends_of_both_scales() -> None:
         assert bleu(nothing_right, REFERENCE) == 0 and rouge_l(nothing_right, REFERENCE) == 0
 
 
-def test_the_metrics_are_means_over_the_pairs() -> None:
-    assert compute_instruction_following_metrics(TEXTS, [REFERENCE] * len(TEXTS)) == {
-        "bleu": pytest.approx(fmean(bleu(text, REFERENCE) for text in TEXTS)),
-        "rouge_l": pytest.approx(fmean(rouge_l(text, REFERENCE) for text in TEXTS)),
-    }
+def test_the_metrics_of_a_list_of_replies() -> None:
+    found = compute_instruction_following_metrics(TEXTS, [REFERENCE] * len(TEXTS))
+    assert found["bleu"] == pytest.approx(fmean(bleu(text, REFERENCE) for text in TEXTS))
+    assert found["rouge_l"] == pytest.approx(fmean(rouge_l(text, REFERENCE) for text in TEXTS))
+    words = [len(wordpunct_tokenize(text)) for text in (*TEXTS, REFERENCE)]
+    assert found["length_ratio"] == pytest.approx(sum(words[:-1]) / (5 * words[-1]))
+
+
+@pytest.mark.parametrize("count", [5, 1])
+def test_corpus_bleu_equals_that_of_sacrebleu(count: int) -> None:
+    said, wanted = ([" ".join(wordpunct_tokenize(text)) for text in texts] for texts in (TEXTS, [REFERENCE] * 5))
+    judge = sacrebleu.corpus_bleu(said[:count], [wanted[:count]], tokenize="none", smooth_method="none")
+    found = compute_instruction_following_metrics(TEXTS[:count], [REFERENCE] * count)
+    assert found["corpus_bleu"] == pytest.approx(judge.score / 100, abs=1e-6)
+
+
+def test_distinct_2_counts_pairs_of_words() -> None:
+    assert distinct_2(["a b c", "a b d"]) == pytest.approx(3 / 4)  # (a b) twice, (b c), (b d)
+    assert distinct_2(["one", ""]) == 0
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], []), (["a"], ["a", "b"])])
@@ -83,15 +95,18 @@ def test_lists_that_cannot_be_compared_are_refused(predictions: list[str], refer
 def test_the_rubrics_rows_are_the_means_of_the_ratings(made: dict[str, list[Pair]]) -> None:
     ideal, low = made["sft_test"], made["sft_dataset"][500:700]
     pairs = [*ideal, *low]
-    scores = score(Replies([pair.response for pair in pairs], [True, False] * 200), pairs)
+    scenarios = recognise(pairs)
+    scores = score(Replies([pair.response for pair in pairs], [True, False] * 200), pairs, scenarios)
 
-    scenarios = [retail.recognise(pair.context) for pair in pairs]
     ratings = [retail.rate(scenario, pair.response) for scenario, pair in zip(scenarios, pairs)]
     with_order = [rating for rating, scenario in zip(ratings, scenarios) if scenario.order_number]
     with_two = [rating for rating, scenario in zip(ratings, scenarios) if len(scenario.intents) == 2]
     assert scores == {
         "bleu": pytest.approx(fmean(bleu(pair.response, pair.response) for pair in pairs)),
+        "corpus_bleu": pytest.approx(1),
         "rouge_l": 1,
+        "length_ratio": 1,
+        "distinct_2": pytest.approx(distinct_2([pair.response for pair in pairs])),
         "stops_by_itself": 0.5,
         "rating": pytest.approx(fmean(rating.score for rating in ratings)),
         "rated_4_or_more": 0.5,
@@ -105,12 +120,14 @@ def test_the_rubrics_rows_are_the_means_of_the_ratings(made: dict[str, list[Pair
 
 def test_other_contexts_are_scored_without_the_rubric(made: dict[str, list[Pair]]) -> None:
     pairs = [made["sft_test"][0], Pair("What is the capital of France?", "Paris.")]
-    assert set(score(Replies(["a", "b"], [True, True]), pairs)) == {"bleu", "rouge_l", "stops_by_itself"}
+    assert recognise(pairs) is None
+    scores = score(Replies(["a", "b"], [True, True]), pairs, None)
+    assert set(scores) == {"bleu", "corpus_bleu", "rouge_l", "length_ratio", "distinct_2", "stops_by_itself"}
 
 
 def test_scores_are_valid_json_even_where_no_context_has_an_order_number() -> None:
-    pair = Pair("Customer says that the walnut bookshelf arrived broken.", "I am sorry.")
-    json.dumps(score(Replies(["Sorry."], [True]), [pair]), allow_nan=False)
+    pairs = [Pair("Customer says that the walnut bookshelf arrived broken.", "I am sorry.")]
+    json.dumps(score(Replies(["Sorry."], [True]), pairs, recognise(pairs)), allow_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------------- authors
@@ -118,29 +135,12 @@ def test_scores_are_valid_json_even_where_no_context_has_an_order_number() -> No
 
 def test_a_second_ideal_reply_is_faultless_and_in_other_words(made: dict[str, list[Pair]]) -> None:
     pairs = made["sft_test"] + made["sft_test_unseen_phrase"]
-    replies = second_ideal_replies(pairs, seed=0)
-    ratings = [retail.rate(retail.recognise(pair.context), text) for pair, text in zip(pairs, replies.texts)]
+    scenarios = recognise(pairs)
+    replies = second_ideal_replies(scenarios, seed=0)
+    ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
     assert {rating.score for rating in ratings} == {5.0}
     assert sum(text != pair.response for text, pair in zip(replies.texts, pairs)) > 0.9 * len(pairs)
-    assert replies == second_ideal_replies(pairs, seed=0) != second_ideal_replies(pairs, seed=1)
-
-
-def test_no_ideal_reply_to_a_context_that_is_not_of_the_retail_world() -> None:
-    assert second_ideal_replies([Pair("What is the capital of France?", "Paris.")], seed=0) is None
-
-
-def test_the_nearest_reply_is_that_of_the_same_context(made: dict[str, list[Pair]]) -> None:
-    training = made["sft_dataset"][:200]
-    asked = [Pair(pair.context.upper(), "?") for pair in reversed(training)]
-    assert nearest_replies(training, asked).texts == [pair.response for pair in reversed(training)]
-    rare = Pair("please help with the unicycle", "?")  # a rare word says more than common ones
-    training = [Pair("please help me", "1"), Pair("please help", "2"), Pair("a unicycle", "3"), Pair("please", "4")]
-    assert nearest_replies(training, [rare]).texts == ["3"]
-
-
-def test_the_most_common_reply() -> None:
-    training = [Pair("a", "rare"), Pair("b", "common"), Pair("c", "common")]
-    assert most_common_replies(training, [Pair("d", "?")] * 2) == Replies(["common"] * 2, [True] * 2)
+    assert replies == second_ideal_replies(scenarios, seed=0) != second_ideal_replies(scenarios, seed=1)
 
 
 def test_a_context_longer_than_the_model_can_read_gets_a_reply(tiny_model: Transformer, tokenizer: Tokenizer) -> None:
@@ -148,63 +148,69 @@ def test_a_context_longer_than_the_model_can_read_gets_a_reply(tiny_model: Trans
     assert len(generate_replies(tiny_model, tokenizer, [long], Sampling(max_new_tokens=3), seed=0).texts) == 1
 
 
-# ---------------------------------------------------------------------------------------------------- comparison
-
-
-def test_the_bootstrap_finds_a_clear_gain_and_none_in_noise() -> None:
-    rng = Random(0)
-    before = [rng.gauss(0, 1) for _ in range(200)]
-    better = [value + rng.gauss(0.5, 1) for value in before]
-    noise = [value + rng.choice([-1, 1]) for value in before]
-
-    found = paired_bootstrap(before, better, seed=0)
-    low, high = found["ci95"]
-    assert found["difference"] == pytest.approx(fmean(better) - fmean(before))
-    assert 0 < low < found["difference"] < high
-    assert found["p_value"] < 0.01
-
-    found = paired_bootstrap(before, noise, seed=0)
-    low, high = found["ci95"]
-    assert low < 0 < high and found["p_value"] > 0.05
-    assert paired_bootstrap(before, before, seed=0) == {"difference": 0, "ci95": [0, 0], "p_value": 1}
-
-
-def test_the_bootstrap_is_seeded_and_agrees_with_a_naive_one() -> None:
-    rng = Random(1)
-    before = [rng.random() for _ in range(50)]
-    after = [rng.random() for _ in range(50)]
-    found = paired_bootstrap(before, after, seed=0)
-    assert found == paired_bootstrap(before, after, seed=0) != paired_bootstrap(before, after, seed=1)
-
-    gains = [b - a for a, b in zip(before, after)]
-    means = sorted(fmean(rng.choices(gains, k=50)) for _ in range(5000))
-    assert found["ci95"] == pytest.approx([means[125], means[4875]], abs=0.01)
-    assert found["p_value"] == pytest.approx(2 * sum(mean <= 0 for mean in means) / 5000, abs=0.03)
+# ---------------------------------------------------------------------------------------------------- two models
 
 
 def test_two_models_side_by_side(tiny_model: Transformer, tokenizer: Tokenizer, made: dict[str, list[Pair]]) -> None:
     other = copy.deepcopy(tiny_model)
     with torch.no_grad():
         other.embed_tokens.weight.mul_(3)
-    pairs, sampling = made["sft_test"][:5], Sampling(max_new_tokens=10)
-    scores, entries = evaluate_sft_vs_pretrained(tiny_model, other, tokenizer, pairs, sampling, seed=4)
+    pairs, sampling, scenarios = made["sft_test"][:5], Sampling(max_new_tokens=10), recognise(made["sft_test"][:5])
+    found = evaluate_sft_vs_pretrained(tiny_model, other, tokenizer, pairs, sampling, seed=4, samples=3)
 
-    assert set(scores) == {"pretrained", "sft", "ceiling"}
-    assert scores["ceiling"]["rating"] == 5.0
-    assert [entry["context"] for entry in entries] == [pair.context for pair in pairs]
-    assert [entry["reference"] for entry in entries] == [pair.response for pair in pairs]
+    assert set(found.scores) == {"pretrained", "sft", "ceiling"}
+    assert found.scores["ceiling"]["rating"] == 5.0
+    assert [entry["context"] for entry in found.entries] == [pair.context for pair in pairs]
+    assert [entry["reference"] for entry in found.entries] == [pair.response for pair in pairs]
     for author, model in {"pretrained": tiny_model, "sft": other}.items():
-        replies = generate_replies(model, tokenizer, pairs, sampling, seed=4)
-        assert [entry[author] for entry in entries] == replies.texts
-        assert scores[author] == pytest.approx(score(replies, pairs))
-    assert [entry["pretrained"] for entry in entries] != [entry["sft"] for entry in entries]
-    for entry in entries:
-        scenario = retail.recognise(entry["context"])
+        samples = [[entry["samples"][author][number] for entry in found.entries] for number in range(3)]
+        assert [entry[author] for entry in found.entries] == [sample["text"] for sample in samples[0]]
+        assert samples[0] != samples[1] != samples[2]
+        assert samples[2] == [
+            {"text": text, "stops_by_itself": stopped, "rating": rating.score, "faults": rating.faults}
+            for text, stopped, rating in rated(generate_replies(model, tokenizer, pairs, sampling, "4/2"), scenarios)
+        ]
+        texts = [[sample["text"] for sample in replies] for replies in samples]
+        ratings = [fmean(sample["rating"] for sample in replies) for replies in samples]
+        references = [pair.response for pair in pairs]
+        for measure, value in compute_instruction_following_metrics(texts[0], references).items():
+            others = [compute_instruction_following_metrics(text, references)[measure] for text in texts[1:]]
+            assert found.scores[author][measure] == pytest.approx(fmean([value, *others]))
+            assert found.spread[author][measure] == pytest.approx(stdev([value, *others]))
+        assert found.scores[author]["rating"] == pytest.approx(fmean(ratings))
+    assert [entry["pretrained"] for entry in found.entries] != [entry["sft"] for entry in found.entries]
+    for entry, scenario in zip(found.entries, scenarios):
         for author in ("pretrained", "sft", "reference", "second_reference"):
             assert entry[f"{author}_rating"] == retail.rate(scenario, entry[author]).score
 
-    compared = compare(entries, seed=0)
-    assert set(compared) == {"bleu", "rouge_l", "rating"}
-    for measure, found in compared.items():
-        difference = scores["sft"][measure] - scores["pretrained"][measure]
-        assert found["difference"] == pytest.approx(difference, abs=1e-9)
+
+def rated(replies: Replies, scenarios: list[retail.Scenario]) -> list[tuple[str, bool, retail.Rating]]:
+    ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
+    return list(zip(replies.texts, replies.stopped, ratings))
+
+
+def test_the_perplexity_is_that_of_the_references(
+    tiny_model: Transformer, tokenizer: Tokenizer, made: dict[str, list[Pair]]
+) -> None:
+    pairs = made["sft_test"][:3]
+    found = evaluate_sft_vs_pretrained(tiny_model, tiny_model, tokenizer, pairs, Sampling(max_new_tokens=1))
+    total, tokens = 0.0, 0
+    for pair in pairs:
+        context = tokenizer.encode(f"Customer: {pair.context}\nAgent:").ids
+        response = [*tokenizer.encode(f" {pair.response}").ids, tokenizer.token_to_id("<EOS>")]
+        with torch.no_grad():
+            logits = tiny_model.lm_head(tiny_model(torch.tensor([context + response])))[0].double()
+        for place, token in enumerate(response, start=len(context)):
+            total -= logits[place - 1].log_softmax(-1)[token].item()
+        tokens += len(response)
+    assert found.scores["sft"]["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
+    assert "perplexity" not in found.scores["ceiling"]
+
+
+def test_without_the_retail_world_there_is_neither_rubric_nor_ceiling(
+    tiny_model: Transformer, tokenizer: Tokenizer
+) -> None:
+    pairs = [Pair("What is the capital of France?", "Paris.")]
+    found = evaluate_sft_vs_pretrained(tiny_model, tiny_model, tokenizer, pairs, Sampling(max_new_tokens=2))
+    assert set(found.scores) == {"pretrained", "sft"} and "rating" not in found.scores["sft"]
+    assert set(found.entries[0]) == {"context", "reference", "pretrained", "sft", "samples"}

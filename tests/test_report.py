@@ -35,6 +35,10 @@ def evaluation() -> dict[str, Any]:
         "environment": {"parameters": 1234567},
         "dataset": {"sft_dataset": 5000, "sft_test": 200, "trained_on": 500},
         **SCORES,
+        "samples": {"per_context": 3, "spread": {"sft": {"bleu": 0.0071, "rouge_l": 0.0082}}},
+        "robustness": {"one_typo": SCORES, "lower_case": SCORES, "unknown_product": SCORES},
+        "worst_replies": [{"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["names another item"]}] * 10,
+        "errors_by_category": {"payment": {"replies": 20, "rated_below_4": 0.05}},
         "comparison": {"bleu": found, "rouge_l": found, "rating": found},
         "unseen_wording": SCORES,
         "unseen_phrase": SCORES,
@@ -87,6 +91,20 @@ def test_the_report_shows_every_epoch_the_picture_and_the_interval(written: str)
     ]
     assert len(epochs) == 6
     assert "+0.333" in written and "+0.222 to +0.444" in written
+    assert "0.007 for BLEU and 0.008 for ROUGE-L (SFT)" in written
+
+
+def test_the_report_tells_what_goes_wrong_and_where(written: str) -> None:
+    assert ["payment", "20", "5.0%"] in rows(written)
+    assert written.count("1.0, names another item: No.") == 10
+    assert [row for row in rows(written) if row[0] == "unknown product"] == [["unknown product", "12.0%", "98.0%"]]
+
+
+def test_the_report_says_so_if_a_look_up_does_as_well(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    for bleu, said in [(0.45, "Neither does as well"), (0.46, "**A look-up does as well as the fine-tuned model")]:
+        evaluation["baselines"]["nearest_pair"] = SCORES["pretrained"] | {"bleu": bleu}
+        save_report(tmp_path / "report.md", evaluation)
+        assert said in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_report_shows_eight_examples_of_all_three_texts(written: str) -> None:
@@ -96,7 +114,8 @@ def test_the_report_shows_eight_examples_of_all_three_texts(written: str) -> Non
 
 
 def test_a_report_on_other_contexts_does_without_the_rubric(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    del evaluation["ceiling"], evaluation["comparison"]["rating"]
+    del evaluation["ceiling"], evaluation["comparison"]["rating"], evaluation["robustness"]
+    del evaluation["worst_replies"], evaluation["errors_by_category"]
     for author in ("pretrained", "sft"):
         evaluation[author] = {"bleu": 0.1, "rouge_l": 0.2, "stops_by_itself": 1.0}
     evaluation["baselines"] = {"nearest_pair": evaluation["sft"], "most_common_reply": evaluation["sft"]}

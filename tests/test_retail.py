@@ -19,8 +19,11 @@ from part3_pretrain.retail import (
     draw_scenario,
     held_out_item,
     ideal_reply,
+    invent_item,
+    mistype,
     rate,
     recognise,
+    rename,
     typical_reply,
 )
 
@@ -112,6 +115,32 @@ def test_same_seed_same_text() -> None:
         return [write(scenario, rng) for scenario in drawn for write in (draw_context, ideal_reply, typical_reply)]
 
     assert texts(0) == texts(0) != texts(1)
+
+
+def test_invented_names_are_reserved_for_tests_or_not_and_in_no_catalogue() -> None:
+    rng = Random(0)
+    ours, reserved = ({invent_item(rng, held_out=held_out) for _ in range(2_000)} for held_out in (False, True))
+    assert not ours & reserved and len(ours | reserved) > 2_000
+
+
+def test_a_typo_changes_one_letter_and_the_item_follows_the_customers_spelling() -> None:
+    rng = Random(0)
+    respelled = 0
+    for scenario in scenarios(400):
+        context = draw_context(scenario, rng)
+        mistyped, wanted = mistype(context, scenario, rng)
+        assert mistyped != context and abs(len(mistyped) - len(context)) <= 1
+        assert wanted.item in mistyped and replace(wanted, item=scenario.item) == scenario
+        assert rate(wanted, ideal_reply(wanted, rng)).score == 5.0
+        respelled += wanted.item != scenario.item
+    assert 40 < respelled < 200
+
+
+def test_an_item_can_be_renamed() -> None:
+    scenario = recognise("I bought an oak desk from you and it arrived broken. The oak desk!")
+    context, renamed = rename("I bought an oak desk from you and it arrived broken. The oak desk!", scenario, "zorblat")
+    assert context == "I bought a zorblat from you and it arrived broken. The zorblat!" and renamed.item == "zorblat"
+    assert rename(context, renamed, "orblat")[0] == "I bought an orblat from you and it arrived broken. The orblat!"
 
 
 # ---------------------------------------------------------------------------------------------------- recognise

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
+import sacrebleu
 import torch
 from nltk import wordpunct_tokenize
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from part3_pretrain.checkpoint import load_checkpoint
@@ -64,6 +65,7 @@ def run(made: dict[str, list[Pair]], tiny_checkpoint: Path, tmp_path_factory: py
         "--test-data": made["sft_test"][:10],
     }
     options = ["--model", str(tiny_checkpoint), "--epochs", "2", "--max-new-tokens", "12", "--learning-rate", "0.001"]
+    options += ["--samples-per-context", "2"]
     for option, pairs in given.items():
         save_pairs(folder / f"{option}.json", pairs)
         options += [option, str(folder / f"{option}.json")]
@@ -101,10 +103,17 @@ def test_the_evaluation_has_its_documented_keys(run: Run) -> None:
     assert set(evaluation["config"]) == {field.name for field in fields(SFTConfig)}
     assert evaluation["dataset"]["trained_on"] == 16
 
-    measures = {"bleu", "rouge_l", "rating", "rated_4_or_more", "stops_by_itself"}
-    for test_set in (evaluation, evaluation["unseen_wording"], evaluation["unseen_phrase"]):
+    measures = {"bleu", "corpus_bleu", "rouge_l", "rating", "rated_4_or_more", "right_item", "wrong_item"}
+    measures |= {"right_resolution", "stops_by_itself", "length_ratio", "distinct_2"}
+    assert set(evaluation["robustness"]) == {"one_typo", "lower_case", "unknown_product"}
+    for test_set in (
+        evaluation,
+        evaluation["unseen_wording"],
+        evaluation["unseen_phrase"],
+        *evaluation["robustness"].values(),
+    ):
         for author in ("pretrained", "sft", "ceiling"):
-            assert set(test_set[author]) >= measures
+            assert set(test_set[author]) >= measures | ({"perplexity"} if author != "ceiling" else set())
     for baseline in ("nearest_pair", "most_common_reply"):
         assert set(evaluation["baselines"][baseline]) >= measures
     for measure in ("bleu", "rouge_l", "rating"):
@@ -118,25 +127,75 @@ def test_the_evaluation_has_its_documented_keys(run: Run) -> None:
     assert evaluation["examples"] == run.read("replies.json")[:8]
 
 
+AUTHORS = {"pretrained": "pretrained", "sft": "sft", "ceiling": "second_reference"}
+
+
+def spaced(text: str) -> str:
+    """Words and punctuation marks with a space between them, and none within, whatever a random model babbles."""
+    return " ".join("".join(word.split()) or "?" for word in wordpunct_tokenize(text))
+
+
+def recomputed(entries: list[dict[str, Any]], author: str) -> dict[str, float]:
+    """What sacrebleu, rouge-score and numpy find in the texts, ratings and ends: the mean over the samples."""
+    samples = [entry["samples"][author] for entry in entries]
+    found: dict[str, list[float]] = {}
+    for number in range(len(samples[0])):
+        replies = [sample[number] for sample in samples]
+        texts, references = [reply["text"] for reply in replies], [entry["reference"] for entry in entries]
+        said, wanted = ([spaced(text) for text in column] for column in (texts, references))
+        smoothing = {"smooth_method": "floor", "smooth_value": 0.1, "tokenize": "none"}
+        scorer = RougeScorer(["rougeL"])
+        words_said, words_wanted = ([wordpunct_tokenize(text) for text in column] for column in (texts, references))
+        pairs = [pair for words in words_said for pair in pairwise(words)]
+        of_this_sample = {
+            "bleu": np.mean(
+                [sacrebleu.sentence_bleu(*pair, use_effective_order=False, **smoothing).score / 100
+                 for pair in zip(said, [[text] for text in wanted])]
+            ),
+            "corpus_bleu": sacrebleu.corpus_bleu(said, [wanted], smooth_method="none", tokenize="none").score / 100,
+            "rouge_l": np.mean([scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, texts)]),
+            "length_ratio": sum(map(len, words_said)) / sum(map(len, words_wanted)),
+            "distinct_2": len(set(pairs)) / len(pairs),
+            "stops_by_itself": np.mean([reply["stops_by_itself"] for reply in replies]),
+            "rating": np.mean([reply["rating"] for reply in replies]),
+            "rated_4_or_more": np.mean([reply["rating"] >= 4.0 for reply in replies]),
+            "right_item": np.mean(["does not name the customer's item" not in reply["faults"] for reply in replies]),
+            "wrong_item": np.mean(["names another item" in reply["faults"] for reply in replies]),
+            "right_resolution": np.mean([not {
+                "leaves a problem without its resolution", "offers a resolution for another problem"
+            } & set(reply["faults"]) for reply in replies]),
+        }  # fmt: skip
+        for measure, value in of_this_sample.items():
+            found.setdefault(measure, []).append(float(value))
+    return {measure: float(np.mean(values)) for measure, values in found.items()}
+
+
 def test_every_number_can_be_computed_again_from_the_replies(run: Run) -> None:
-    evaluation, replies = run.read("evaluation.json"), run.read("replies.json")
-    assert [entry["context"] for entry in replies] == [pair.context for pair in load_pairs(run.out / "sft_test.json")]
-    rouge = RougeScorer(["rougeL"])
-    for author, key in {"pretrained": "pretrained", "sft": "sft", "ceiling": "second_reference"}.items():
-        bleu = fmean(
-            sentence_bleu(
-                [wordpunct_tokenize(entry["reference"])],
-                wordpunct_tokenize(entry[key]),
-                smoothing_function=SmoothingFunction().method1,
-            )
-            for entry in replies
-        )
-        rouge_l = fmean(rouge.score(entry["reference"], entry[key])["rougeL"].fmeasure for entry in replies)
-        ratings = [entry[f"{key}_rating"] for entry in replies]
-        assert evaluation[author]["bleu"] == pytest.approx(bleu)
-        assert evaluation[author]["rouge_l"] == pytest.approx(rouge_l)
-        assert evaluation[author]["rating"] == pytest.approx(fmean(ratings))
-        assert evaluation[author]["rated_4_or_more"] == fmean(rating >= 4.0 for rating in ratings)
+    """By other people's code, from what the run wrote."""
+    evaluation = run.read("evaluation.json")
+    sets = {"replies.json": evaluation}
+    sets |= {f"replies_{name}.json": evaluation[name] for name in ("unseen_wording", "unseen_phrase")}
+    sets |= {f"replies_{name}.json": found for name, found in evaluation["robustness"].items()}
+    for file, scores in sets.items():
+        entries = run.read(file)
+        for author, key in AUTHORS.items():
+            for measure, value in recomputed(entries, author).items():
+                assert scores[author][measure] == pytest.approx(value, abs=1e-6), (file, author, measure)
+            for entry in entries:
+                first = entry["samples"][author][0]
+                assert (entry[key], entry[f"{key}_rating"]) == (first["text"], first["rating"])
+
+    entries = run.read("replies.json")
+    assert [entry["context"] for entry in entries] == [pair.context for pair in load_pairs(run.out / "sft_test.json")]
+    assert {len(entry["samples"][author]) for entry in entries for author in ("pretrained", "sft")} == {2}
+    for measure in ("bleu", "rouge_l", "rating"):
+        difference = recomputed(entries, "sft")[measure] - recomputed(entries, "pretrained")[measure]
+        assert evaluation["comparison"][measure]["difference"] == pytest.approx(difference, abs=1e-6)
+    errors = [sample["rating"] < 4.0 for entry in entries for sample in entry["samples"]["sft"]]
+    below = [found["rated_below_4"] for found in evaluation["errors_by_category"].values()]
+    assert min(below) <= np.mean(errors) <= max(below)
+    lowest = sorted(min(sample["rating"] for sample in entry["samples"]["sft"]) for entry in entries)
+    assert [reply["rating"] for reply in evaluation["worst_replies"]] == lowest[:10]
 
 
 def test_the_new_checkpoint_holds_a_changed_model_and_the_same_tokenizer(run: Run, tiny_checkpoint: Path) -> None:

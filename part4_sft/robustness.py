@@ -1,0 +1,35 @@
+"""The same customers, less tidy: with a typo, without capitals, or about a product that is in no catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from part3_pretrain import retail
+from part3_pretrain.retail import Scenario
+from part4_sft.dataset import Pair
+
+Disturbed = tuple[list[Pair], list[Scenario]]
+
+
+def disturbed(pairs: list[Pair], scenarios: list[Scenario], seed: int) -> dict[str, Disturbed]:
+    """Test sets made from another, with what each customer wants: a typo may change how the item is spelled.
+
+    Returns:
+        `one_typo`: a letter of one word is swapped, dropped or doubled; `lower_case`; and `unknown_product`: the item
+        has an invented name that is reserved for this test.
+    """
+    rng = Random(f"robustness/{seed}")
+    sets: dict[str, Disturbed] = {"one_typo": ([], []), "lower_case": ([], []), "unknown_product": ([], [])}
+    for pair, scenario in zip(pairs, scenarios):
+        invented = retail.invent_item(rng, held_out=True)
+        for name, (context, wanted) in {
+            "one_typo": retail.mistype(pair.context, scenario, rng),
+            "lower_case": (pair.context.lower(), scenario),
+            "unknown_product": retail.rename(pair.context, scenario, invented),
+        }.items():
+            sets[name][0].append(
+                replace(pair, context=context, response=pair.response.replace(scenario.item, wanted.item))
+            )
+            sets[name][1].append(wanted)
+    return sets
