@@ -27,7 +27,7 @@ KINDS = {  # shares of the documents
 }
 TWO_PROBLEMS, INVENTED_ITEMS = 0.5, 0.15  # shares of all scenarios
 RESTATED_ONLY = 0.4  # share of the unanswered that use a phrase reserved for them
-RESTATED, IDEAL, CONTINUED = 0.3, 0.17, 0.1  # shares of the conversations
+RESTATED, IDEAL, CONTINUED = 0.3, 0.21, 0.1  # shares of the conversations
 
 
 def draw_conversation(rng: Random) -> str:

@@ -244,17 +244,18 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
         style = "item_only"
     match style:
         case "resolution_only":
-            return policy_answer(scenario.intents, rng)
+            reply = policy_answer(scenario.intents, rng)
         case "wrong_resolution":  # answers one of two problems, or one the customer does not have
             others = [intent for intent in INTENTS if intent not in scenario.intents]
             answered = scenario.intents if len(scenario.intents) == 2 else _trainable(others, scenario.item)
-            return ideal_reply(replace(scenario, intents=(rng.choice(answered),)), rng)
+            reply = ideal_reply(replace(scenario, intents=(rng.choice(answered),)), rng)
         case "wrong_item":
-            return ideal_reply(replace(scenario, item=_other_item(scenario, rng)), rng)
+            reply = ideal_reply(replace(scenario, item=_other_item(scenario, rng)), rng)
         case "no_order_number":
-            return ideal_reply(replace(scenario, order_number=None), rng)
+            reply = ideal_reply(replace(scenario, order_number=None), rng)
         case _:
-            return _fill(rng.choice(typical[style]), scenario, "")
+            reply = _fill(rng.choice(typical[style]), scenario, "")
+    return f"{rng.choice(typical['greetings'])} {reply}"
 
 
 def _trainable(intents: Iterable[Intent], item: str) -> list[Intent]:

@@ -132,7 +132,9 @@ AUTHORS = {"pretrained": "pretrained", "sft": "sft", "ceiling": "second_referenc
 
 def spaced(text: str) -> str:
     """Words and punctuation marks with a space between them, and none within, whatever a random model babbles."""
-    return " ".join("".join(word.split()) or "?" for word in wordpunct_tokenize(text))
+    return " ".join(
+        "".join("_" if letter.isspace() else letter for letter in word) for word in wordpunct_tokenize(text)
+    )
 
 
 def recomputed(entries: list[dict[str, Any]], author: str) -> dict[str, float]:

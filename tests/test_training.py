@@ -136,7 +136,8 @@ def test_only_high_quality_pairs_change_the_weights(
     def fine_tuned(pairs: list[Pair], train_on: str) -> torch.Tensor:
         model = copy.deepcopy(tiny_model)
         config = SFTConfig(epochs=1, learning_rate=1e-3, max_new_tokens=2, train_on=train_on)
-        fine_tune(model, tokenizer, {"sft_dataset": pairs, "sft_validation": high[:1]}, config)
+        data = {"sft_dataset": pairs, "sft_validation": high[:1], "sft_test": high[:1]}
+        fine_tune(model, tokenizer, data, config, timing={})
         return weights(model)
 
     assert torch.equal(fine_tuned(high + low, "high"), fine_tuned(other_low + high, "high"))
