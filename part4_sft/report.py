@@ -79,7 +79,7 @@ MEASURES = {  # key in `evaluation.json`: (name, how it is written, which way is
     "right_resolution": ("right resolution", "{:.1%}", "higher", "gives what the policy prescribes, and nothing else"),
     "right_order_number": ("right order number", "{:.1%}", "higher", "cites it exactly, of the contexts that give one"),
     "both_problems_resolved": ("both problems", "{:.1%}", "higher", "resolves both, of the contexts with two"),
-    "stops_by_itself": ("stops by itself", "{:.1%}", "higher", "ends with <EOS> within the token limit"),
+    "stops_by_itself": ("stops by itself", "{:.1%}", "higher", "ends with `<EOS>` within the token limit"),
     "length_ratio": ("length ratio", "{:.2f}", "near 1", "words of the replies per word of the references"),
     "distinct_2": ("distinct-2", "{:.3f}", "near the ideal agent's", "different pairs of words among all pairs"),
     "perplexity": ("perplexity", "{:.2f}", "lower", "of the reference's tokens, given the context"),

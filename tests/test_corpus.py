@@ -117,6 +117,14 @@ def test_phrases_for_restatements_occur_but_are_never_answered(conversations: li
     assert found_in([text for text in conversations if "Agent:" in text]) == []
 
 
+def test_no_invented_name_that_is_reserved_for_tests_occurs(conversations: list[str]) -> None:
+    rng = Random(0)
+    reserved = {retail.invent_item(rng, held_out=True) for _ in range(2_000)}
+    words = {word for text in conversations for word in re.findall(r"\w+", text)}
+    ours = {retail.invent_item(rng, held_out=False) for _ in range(10_000)}
+    assert words & ours and not words & reserved
+
+
 def test_at_most_a_fifth_of_the_agents_replies_is_ideal(recognised: list[tuple[str, Scenario]]) -> None:
     ratings = [retail.rate(scenario, reply).score for text, scenario in recognised for reply in agent_turns(text)]
     assert 0.05 < sum(score >= HIGH_QUALITY for score in ratings) / len(ratings) <= 0.2
