@@ -41,7 +41,8 @@ def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]
         UserError: the file is missing, damaged, not a checkpoint, or its parts do not fit together.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; make one with: python -m part3_pretrain.pretrain --checkpoint {path}")
+        command = f"python -m part3_pretrain.pretrain --checkpoint {path}"
+        raise UserError(f"there is no checkpoint {path}; make one with: {command}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         if contents["format"] != FORMAT:
