@@ -3,7 +3,7 @@
 LIMA (Zhou et al. 2023) and AlpaGasus (Chen et al. 2024) found that a small set of good replies beats a large one of
 mixed quality. Here the same pretrained checkpoint is fine-tuned for the same number of optimizer steps on 500 good
 pairs, 500 others, and all 5,000; then on 50 to 500 good ones; then for 1 to 10 epochs. Each with three seeds, which
-decide the choice and order of the pairs and the sampling. Takes about 20 minutes on two cores.
+decide the choice and order of the pairs and the sampling.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     )
     check_writable(config.out_dir)
     load_checkpoint(config.model)
-    pairs = make_datasets(0)["sft_dataset"]
+    pairs, test = make_datasets(0)["sft_dataset"], make_datasets(OTHER_TEST_SEED)["sft_test"]
     good, others = [pair for pair in pairs if pair.high_quality], [pair for pair in pairs if not pair.high_quality]
     choices = {
         "500 high-quality pairs": lambda rng: good,
@@ -68,12 +68,11 @@ def main() -> None:
         for name, choose in choices.items():
             for seed in SEEDS:
                 chosen = choose(Random(seed))
-                (found,) = fine_tune(config.model, in_steps(chosen, seed), 1, seed, evaluated=(1,)).values()
+                (found,) = fine_tune(config.model, in_steps(chosen, seed), test, 1, seed)
                 add(results.setdefault(name, {}), found)
                 bar.update()
         for seed in SEEDS:
-            by_epoch = fine_tune(config.model, good, LONGEST, seed, evaluated=range(1, LONGEST + 1))
-            for epoch, found in by_epoch.items():
+            for epoch, found in enumerate(fine_tune(config.model, good, test, LONGEST, seed), start=1):
                 add(results.setdefault(f"epoch {epoch}", {}), found)
             bar.update()
     write(
@@ -91,23 +90,22 @@ def in_steps(pairs: list[Pair], seed: int) -> list[Pair]:
 
 
 def fine_tune(
-    checkpoint: Path, pairs: list[Pair], epochs: int, seed: int, evaluated: tuple[int, ...] | range
-) -> dict[int, dict[str, list[float]]]:
-    """Fine-tunes the checkpoint on all of the pairs; returns the scores of every context after the epochs asked for."""
+    checkpoint: Path, pairs: list[Pair], test: list[Pair], epochs: int, seed: int
+) -> list[dict[str, list[float]]]:
+    """Fine-tunes the checkpoint on all of the pairs; returns the scores of every test context after each epoch."""
     model, tokenizer, _ = load_checkpoint(checkpoint)
-    test = make_datasets(OTHER_TEST_SEED)["sft_test"]
     scenarios = recognise(test)
-    found = {}
+    found = []
 
-    def evaluate(epoch: int, _: float) -> None:
-        if epoch in evaluated:
-            replies = generate_replies(model, tokenizer, test, Sampling(), seed).texts
-            ratings = [retail.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
-            found[epoch] = {
+    def evaluate(epoch: int, train_loss: float) -> None:
+        replies = generate_replies(model, tokenizer, test, Sampling(), seed).texts
+        ratings = [retail.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
+        found.append(
+            {
                 "BLEU": [bleu(reply, pair.response) for reply, pair in zip(replies, test)],
                 "rated 4.0 or more": [float(rating >= retail.HIGH_QUALITY) for rating in ratings],
             }
-            model.train()
+        )
 
     examples = encode_pairs(enumerate(pairs, start=1), tokenizer, model.config.max_positions, "sft_dataset")
     train(model, examples, SFTConfig(epochs=epochs, seed=seed), tokenizer.token_to_id(PAD), evaluate)
