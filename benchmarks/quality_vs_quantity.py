@@ -22,9 +22,9 @@ from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.command_line import PATH, exit_status, option, parse
 from part3_pretrain.files import check_writable, written_whole
-from part3_pretrain.tokenizer import PAD
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Pair, encode_pairs, make_datasets
+from part4_sft.dataset import Pair, make_datasets
+from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling
 from part4_sft.metrics import bleu, generate_replies, recognise
 from part4_sft.report import BLUE, ORANGE, markdown_table
@@ -93,12 +93,13 @@ def fine_tune(
     checkpoint: Path, pairs: list[Pair], test: list[Pair], epochs: int, seed: int
 ) -> list[dict[str, list[float]]]:
     """Fine-tunes the checkpoint on all of the pairs; returns the scores of every test context after each epoch."""
-    model, tokenizer, _ = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint)
+    model, encoder = loaded.model, PairEncoder(loaded.tokenizer, loaded.model.config.eos_ids[0])
     scenarios = recognise(test)
     found = []
 
     def evaluate(epoch: int, train_loss: float) -> None:
-        replies = generate_replies(model, tokenizer, test, Sampling(), seed).texts
+        replies = generate_replies(model, encoder, test, Sampling(), seed).texts
         ratings = [retail.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
         found.append(
             {
@@ -107,8 +108,8 @@ def fine_tune(
             }
         )
 
-    examples = encode_pairs(enumerate(pairs, start=1), tokenizer, model.config.max_positions, "sft_dataset")
-    train(model, examples, SFTConfig(epochs=epochs, seed=seed), tokenizer.token_to_id(PAD), evaluate)
+    examples = encoder.examples(pairs, model.config.max_positions, "sft_dataset")
+    train(model, examples, SFTConfig(epochs=epochs, seed=seed), evaluate)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,67 @@ from tokenizers import Tokenizer
 
 from part3_pretrain.command_line import UserError
 from part3_pretrain.files import written_whole
+from part3_pretrain.huggingface import read_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import load_tokenizer
+from part3_pretrain.weights import filled
 
 FORMAT = 1
 
 
-def save_checkpoint(path: Path, model: Transformer, tokenizer: Tokenizer, made_by: dict[str, Any]) -> None:
-    """Writes the file whole or not at all.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with its tokenizer.
 
-    Args:
-        made_by: how the weights came about, in plain values, such as the settings of the run.
+    `made_by` tells how the weights came about, in plain values, such as the settings of the run. `hugging_face` holds
+    the JSON files of settings of the Hugging Face folder that it came from, by name, so that it can go back there.
     """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    made_by: dict[str, Any]
+    hugging_face: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the file whole or not at all."""
     contents = {
         "format": FORMAT,
-        "model_config": asdict(model.config),
-        "weights": model.state_dict(),
-        "tokenizer": tokenizer.to_str(),
-        "made_by": made_by,
+        "model_config": asdict(checkpoint.model.config),
+        "weights": dict(checkpoint.model.named_parameters()),
+        "tokenizer": checkpoint.tokenizer.to_str(),
+        "made_by": checkpoint.made_by,
+        "hugging_face": checkpoint.hugging_face,
     }
     with written_whole(path) as temporary:
         torch.save(contents, temporary)
 
 
-def load_checkpoint(path: Path) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
-    """Reads the model, its tokenizer and how it was made; no code in the file is run.
+def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
+    """Reads a checkpoint or a Hugging Face folder; no code in it is run, and weights are in memory once.
+
+    Args:
+        dtype: number format of the weights; None keeps that of the file.
 
     Raises:
         UserError: the file is missing, damaged, not a checkpoint, or its parts do not fit together.
     """
+    if path.is_dir():
+        model, tokenizer, settings = read_folder(path, dtype)
+        return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
     if not path.is_file():
         command = f"python -m part3_pretrain.pretrain --checkpoint {path}"
         raise UserError(f"there is no checkpoint {path}; make one with: {command}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if contents["format"] != FORMAT:
             raise ValueError(f"format {contents['format']}, this version reads {FORMAT}")
-        model = Transformer(ModelConfig(**contents["model_config"]))
-        model.load_state_dict(contents["weights"])
+        model = filled(ModelConfig(**contents["model_config"]), contents["weights"].items(), dtype)
         tokenizer = load_tokenizer(contents["tokenizer"])
-        made_by = contents["made_by"]
+        made_by, hugging_face = contents["made_by"], contents["hugging_face"]
     except Exception as error:  # torch, pickle, zipfile and tokenizers each raise kinds of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged or not a checkpoint ({reason}); make it anew or name another") from error
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has more entries than the model; make the checkpoint anew")
-    return model, tokenizer, made_by
+    return Checkpoint(model, tokenizer, made_by, hugging_face)

@@ -57,7 +57,7 @@ def parse(
     config: type[Config], prog: str, description: str, example: str, arguments: list[str] | None = None
 ) -> Config:
     """Reads the command line into the dataclass. Exits with status 2 and one line where it cannot be used."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog=prog,
         description=description,
         epilog=f"example: {example}",
@@ -76,7 +76,7 @@ def parse(
     return parsed
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 

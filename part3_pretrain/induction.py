@@ -39,7 +39,7 @@ def start_with_induction_heads(model: Transformer) -> None:
 
     first, second = (model.layers[index].self_attn for index in (0, 1))
     # Layer 1: the query is the key turned back by one position, so every token looks at the one before it ...
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim).repeat(2)
+    frequencies = model.frequencies.repeat(2)
     key = SHARPNESS * frequencies
     query = rotate(key, frequencies.cos(), -frequencies.sin())
     first.k_proj.weight.zero_()[:, 0] = key.repeat(config.num_heads)

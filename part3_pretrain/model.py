@@ -1,17 +1,22 @@
 """The Transformer: a decoder of the Llama family, with a static key-value cache for generation.
 
 RMSNorm (Zhang and Sennrich 2019) before each block, rotary positions (Su et al. 2021) in the half-split layout that
-Hugging Face uses, grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020), no biases. Parameters carry
-the names of `transformers.LlamaModel`, so weights travel without a table of names.
+Hugging Face uses, grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020). Llama and Mistral have no
+biases, Qwen2 has them on queries, keys and values, Qwen3 normalises queries and keys instead. Parameters carry the
+names of `transformers.LlamaModel`, so weights travel without a table of names.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,19 @@ class ModelConfig:
     num_layers: int = 3
     num_heads: int = 4
     num_kv_heads: int = 4
+    head_dim: int | None = None  # by default hidden_size / num_heads
     max_positions: int = 512
     rope_theta: float = 10_000.0
+    rope_scaling: dict[str, float] | None = None  # the numbers of Llama 3.1's scaling, see `rotary_frequencies`
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    eos_ids: tuple[int, ...] = (1,)  # any of them ends a reply; the first is what fine-tuning teaches
+    pad_id: int | None = 0  # never drawn
+    family: str = "llama"  # one of FAMILIES
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+    def __post_init__(self) -> None:
+        if self.head_dim is None:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
 
 
 class KVCache:
@@ -59,10 +69,15 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=False)
+        bias = config.family == "qwen2"
+        self.q_proj = nn.Linear(config.hidden_size, config.num_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.normalises = config.family == "qwen3"
+        if self.normalises:
+            self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
@@ -72,6 +87,8 @@ class Attention(nn.Module):
             projection(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.normalises:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, *rope), rotate(keys, *rope)
         if cache is not None:
             keys, values = cache.append(layer, keys, values)
@@ -113,15 +130,13 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # whether training computes the blocks twice to save memory
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
-        cos, sin = rotary_table(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.tie_embeddings()
+        self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
         self.apply(self._initialise)
         for block in self.layers:  # keeps the residual stream's variance independent of depth (Radford et al. 2019)
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):
@@ -131,6 +146,11 @@ class Transformer(nn.Module):
     def _initialise(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+
+    def tie_embeddings(self) -> None:
+        """Makes input and output embeddings one tensor (Press and Wolf 2017), where the config asks for it."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
 
     def forward(
         self,
@@ -157,20 +177,36 @@ class Transformer(nn.Module):
             positions = columns[None, seen:]
         if mask is None and seen:  # without a mask, attention takes the first new token for the first of all
             mask = columns <= columns[seen:, None]
-        rope = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.embed_tokens(tokens)
+        angles = (positions[:, None, :, None] * self.frequencies).repeat(1, 1, 1, 2)  # (batch, 1, time, head_dim)
+        rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer, block in enumerate(self.layers):
-            x = block(x, rope, mask, cache, layer)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rope, mask, cache, layer, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, cache, layer)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
 
 
-def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles position * theta^(-2i/head_dim), each (max_positions, head_dim)."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-    angles = torch.outer(torch.arange(config.max_positions).float(), frequencies).repeat(1, 2)
-    return angles.cos(), angles.sin()
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """The angle by which each pair of places turns from one position to the next, theta^(-2i/head_dim).
+
+    With `rope_scaling`, as Llama 3.1 does it (Grattafiori et al. 2024): waves longer than the text that the model was
+    first trained on are stretched by `factor`, short ones are left alone, those between are interpolated.
+
+    Returns:
+        (head_dim / 2,), always in float32 and on the CPU.
+    """
+    places = torch.arange(0, config.head_dim, 2, device="cpu").float()
+    frequencies = config.rope_theta ** (-places / config.head_dim)
+    if config.rope_scaling is None:
+        return frequencies
+    low, high = config.rope_scaling["low_freq_factor"], config.rope_scaling["high_freq_factor"]
+    turns = config.rope_scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / config.rope_scaling["factor"])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

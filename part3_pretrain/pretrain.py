@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from part3_pretrain import corpus
 from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
-from part3_pretrain.checkpoint import save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
 from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.induction import start_with_induction_heads
@@ -80,7 +80,7 @@ def run_pretraining(config: PretrainConfig) -> None:
     texts = read_corpus(config)
     model, tokenizer, losses = pretrain(texts, config)
     made_by = {name: str(value) if isinstance(value, list | Path) else value for name, value in asdict(config).items()}
-    save_checkpoint(config.checkpoint, model, tokenizer, made_by)
+    save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
     picture = config.out_dir / "pretraining_loss_curve.png"
     save_loss_curve(picture, losses)
     print(f"pretraining ended at a loss of {sum(losses[-20:]) / len(losses[-20:]):.3f} nats per token")

@@ -31,7 +31,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def load_tokenizer(json: str) -> Tokenizer:
     """Reads what `Tokenizer.to_str` wrote. Raises Exception where it is not a tokenizer's JSON."""
-    return as_text_only(Tokenizer.from_str(json))
+    tokenizer = Tokenizer.from_str(json)
+    tokenizer.no_truncation()  # other people's files may ask for either, and texts would be cut in silence
+    tokenizer.no_padding()
+    return as_text_only(tokenizer)
 
 
 def as_text_only(tokenizer: Tokenizer) -> Tokenizer:

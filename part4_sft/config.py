@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option, parse
+from part4_sft.encoding import DEFAULT_TEMPLATE
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 PROBABILITY = {"wanted": "above 0 and at most 1", "is_good": lambda value: 0 < value <= 1}
@@ -15,10 +16,30 @@ PROBABILITY = {"wanted": "above 0 and at most 1", "is_good": lambda value: 0 < v
 class SFTConfig:
     """What can be chosen; `--help` explains each."""
 
-    model: Path = option(DEFAULT_CHECKPOINT, "checkpoint to start from; the default is pretrained if missing", **PATH)
-    data: Path | None = option(None, "JSON array of training pairs; without it 5,000 retail pairs are made", **PATH)
-    validation_data: Path | None = option(None, "JSON array of pairs for the numbers after each epoch", **PATH)
-    test_data: Path | None = option(None, "JSON array of pairs for the before/after comparison", **PATH)
+    model: Path = option(
+        DEFAULT_CHECKPOINT,
+        "checkpoint, or folder of a Hugging Face model, to start from; the default is pretrained if missing",
+        **PATH,
+    )
+    data: Path | None = option(
+        None, "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made", **PATH
+    )
+    validation_data: Path | None = option(None, "file of pairs for the numbers after each epoch", **PATH)
+    test_data: Path | None = option(None, "file of pairs for the before/after comparison", **PATH)
+    test_fraction: float | None = option(
+        None,
+        "share of --data to hold out for the test, and as much for validation, where no file is named; 0.1 if --data "
+        "is not of the retail world",
+        wanted="above 0 and below 0.5",
+        is_good=lambda value: value is None or 0 < value < 0.5,
+        type=float,
+    )
+    prompt_template: str = option(
+        DEFAULT_TEMPLATE.replace("\n", r"\n"),
+        r"what the model reads before it answers; \n is a new line",
+        wanted="a text with {context} in it, once",
+        is_good=lambda template: template.count("{context}") == 1,
+    )
     out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
@@ -28,7 +49,16 @@ class SFTConfig:
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
     seed: int = option(0, "seed of data, order and sampling", **SEED)
     device: str = option("auto", "where to compute; auto takes cuda where it is", choices=["auto", "cpu", "cuda"])
-    dtype: str = option("float32", "number format of matrix products in training", choices=["float32", "bfloat16"])
+    dtype: str = option(
+        "float32", "number format of weights and gradients; bfloat16 needs half", choices=["float32", "bfloat16"]
+    )
+    moments_dtype: str = option(
+        "float32", "number format of Adam's moments with --dtype bfloat16", choices=["float32", "bfloat16"]
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute each block twice, so that fewer activations are in memory", action="store_true"
+    )
+    lora_rank: int = option(0, "train matrices of this rank beside frozen weights (needs peft); 0: all", **at_least(0))
     compile: bool = option(False, "compile the model with torch.compile before training", action="store_true")
     temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **at_least(0))
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))

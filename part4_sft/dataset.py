@@ -1,31 +1,15 @@
-"""Pairs: made, read, checked, tokenised, masked and put into batches.
-
-A pair is `{"context": str, "response": str, "high_quality": 0 or 1}`. Its tokens are
-
-    encode("Customer: {context}\\nAgent:")  +  encode(" {response}") + [EOS]
-    labels: -100 for every one of these     labels: the ids themselves
-
-The two parts are encoded apart, so the boundary between them is exact, and <EOS> is trained like any other token.
-"""
+"""Pairs of a context and a response: made, written, and split into those to train on and those to test with."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-import torch
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from part3_pretrain import retail
-from part3_pretrain.command_line import UserError
-from part3_pretrain.corpus import IGNORE, pad
 from part3_pretrain.files import written_whole
-from part3_pretrain.tokenizer import EOS
 
 PAIRS, HIGH_QUALITY_PAIRS, VALIDATION_PAIRS, TEST_PAIRS = 5000, 500, 100, 200
 
@@ -37,14 +21,7 @@ class Pair:
     context: str
     response: str
     high_quality: int = 1
-
-
-@dataclass(frozen=True)
-class Example:
-    """A tokenised pair: ids of context and response, and labels of the same length that are -100 over the context."""
-
-    ids: list[int]
-    labels: list[int]
+    number: int | None = field(default=None, compare=False)  # its place in the user's file, for messages
 
 
 # ---------------------------------------------------------------------------------------------------- making
@@ -92,109 +69,35 @@ def _make(
     return pairs
 
 
-# ---------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------- holding out
+
+
+def hold_out(pairs: list[Pair], fraction: float, parts: int, seed: int) -> list[list[Pair]]:
+    """Chooses parts of the pairs, each this fraction of their contexts and at least one, all with the same context
+    together; it is up to the caller to train on no pair with such a context.
+
+    Raises:
+        ValueError: there would be nothing left.
+    """
+    contexts = list(dict.fromkeys(pair.context for pair in pairs))
+    size = max(1, round(fraction * len(contexts)))
+    if parts * size >= len(contexts):
+        raise ValueError(f"{len(contexts)} different contexts are too few to hold out {parts} times {size}")
+    Random(f"hold out/{seed}").shuffle(contexts)
+    part_of = {context: place // size for place, context in enumerate(contexts[: parts * size])}
+    held_out: list[list[Pair]] = [[] for _ in range(parts)]
+    for pair in pairs:
+        if pair.context in part_of:
+            held_out[part_of[pair.context]].append(pair)
+    return held_out
+
+
+# ---------------------------------------------------------------------------------------------------- writing
 
 
 def save_pairs(path: Path, pairs: list[Pair]) -> None:
     """Writes a JSON array with one pair a line."""
-    lines = ",\n".join(json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs)
+    keys = ("context", "response", "high_quality")
+    lines = ",\n".join(json.dumps({key: getattr(pair, key) for key in keys}, ensure_ascii=False) for pair in pairs)
     with written_whole(path) as temporary:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
-def load_pairs(path: Path) -> list[Pair]:
-    """Reads and checks a JSON array of pairs.
-
-    Raises:
-        UserError: the file cannot be read, or an entry is not a pair; the message names the line or the entry.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise UserError(f"{path} cannot be read as an array of pairs") from error
-    if not isinstance(entries, list):
-        raise UserError(f"{path} must hold a JSON array of pairs, not {type(entries).__name__}")
-    if not entries:
-        raise UserError(f"{path} holds no pairs")
-    return [_checked(entry, f"{path}, pair {number}") for number, entry in enumerate(entries, start=1)]
-
-
-def _checked(entry: object, where: str) -> Pair:
-    keys = ["context", "response", "high_quality"]
-    if not isinstance(entry, dict):
-        raise UserError(f'{where}: must be an object {{"context", "response", "high_quality"}}')
-    for key in keys:
-        if key not in entry:
-            raise UserError(f'{where}: the key "{key}" is missing')
-    if surplus := sorted(set(entry) - set(keys)):
-        raise UserError(f'{where}: unknown key "{surplus[0]}"; the keys are {", ".join(keys)}')
-    for key in keys[:2]:
-        if not isinstance(entry[key], str):
-            raise UserError(f'{where}: "{key}" must be text, not {json.dumps(entry[key])[:40]}')
-        if not entry[key].strip():
-            raise UserError(f'{where}: "{key}" is empty')
-        if re.search(r"[\ud800-\udfff]", entry[key]):
-            raise UserError(f'{where}: "{key}" holds half of a character (a lone surrogate)')
-    if type(entry["high_quality"]) is not int or entry["high_quality"] not in (0, 1):
-        raise UserError(f'{where}: "high_quality" must be 0 or 1, not {json.dumps(entry["high_quality"])[:40]}')
-    return Pair(**entry)
-
-
-# ---------------------------------------------------------------------------------------------------- tokens
-
-
-def encode_context(context: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of the prompt that a model answers."""
-    return tokenizer.encode(f"Customer: {context}\nAgent:", add_special_tokens=False).ids
-
-
-def encode_pair(pair: Pair, tokenizer: Tokenizer, max_length: int) -> Example:
-    """Tokenises and masks a pair. What is too long loses the beginning of its context, never of its response.
-
-    Raises:
-        ValueError: the response and one token of context are longer than `max_length`.
-    """
-    context = encode_context(pair.context, tokenizer)
-    response = tokenizer.encode(f" {pair.response}", add_special_tokens=False).ids + [tokenizer.token_to_id(EOS)]
-    room = max_length - len(response)
-    if room < 1:
-        raise ValueError(f"its response has {len(response)} tokens, and at most {max_length - 1} fit")
-    context = context[-room:]
-    return Example(context + response, [IGNORE] * len(context) + response)
-
-
-def encode_pairs(
-    pairs: Iterable[tuple[int, Pair]], tokenizer: Tokenizer, max_length: int, source: str
-) -> list[Example]:
-    """Tokenises pairs, each given with its number in `source`. Raises UserError naming the first that is too long."""
-    examples = []
-    for number, pair in pairs:
-        try:
-            examples.append(encode_pair(pair, tokenizer, max_length))
-        except ValueError as error:
-            raise UserError(f"{source}, pair {number}: {error}; shorten it or raise --max-length") from error
-    return examples
-
-
-# ---------------------------------------------------------------------------------------------------- batches
-
-
-def collate(examples: list[Example], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Examples as inputs and the labels of the next token, each (batch, time), padded on the right."""
-    inputs = pad([torch.tensor(example.ids[:-1]) for example in examples], pad_id)
-    targets = pad([torch.tensor(example.labels[1:]) for example in examples], IGNORE)
-    return inputs, targets
-
-
-def shuffled_steps(examples: list[Example], batch_size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
-    """One epoch's optimizer steps: every example once, in an order that seed and epoch decide."""
-    order = list(range(len(examples)))
-    Random(f"{seed}/{epoch}").shuffle(order)
-    for start in range(0, len(order), batch_size):
-        yield [examples[index] for index in order[start : start + batch_size]]

@@ -39,13 +39,11 @@ def generate(
     prompts: list[list[int]],
     sampling: Sampling,
     *,
-    pad_id: int,
-    eos_id: int,
     seed: int | str = 0,
     batch_size: int = 100,
     progress: str | None = None,
 ) -> list[Generated]:
-    """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn.
+    """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).
 
     Args:
         prompts: ids of each prompt, none empty.
@@ -62,7 +60,7 @@ def generate(
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=None if progress else True) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = _generate_batch(model, [prompts[i] for i in chosen], sampling, pad_id, eos_id, seed)
+            batch = _generate_batch(model, [prompts[i] for i in chosen], sampling, seed)
             replies.update(zip(chosen, batch))
             bar.update(len(chosen))
     return [replies[index] for index in range(len(prompts))]
@@ -70,7 +68,7 @@ def generate(
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Transformer, prompts: list[list[int]], sampling: Sampling, pad_id: int, eos_id: int, seed: int | str
+    model: Transformer, prompts: list[list[int]], sampling: Sampling, seed: int | str
 ) -> list[Generated]:
     device = model.embed_tokens.weight.device
     longest = max(map(len, prompts))
@@ -79,7 +77,7 @@ def _generate_batch(
     noise = torch.stack([_noise(prompt, steps, seed) for prompt in prompts]).to(device)
 
     # Prompts end in the same column, so that all rows write their next token into the same place of the cache.
-    tokens = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
     columns = torch.arange(longest + steps, device=device)
     real = columns >= padding  # (batch, capacity)
@@ -94,10 +92,10 @@ def _generate_batch(
     for step in range(steps):
         positions = (columns[cache.length : cache.length + tokens.shape[1]] - padding).clamp(min=0)
         hidden = model(tokens, positions, mask, cache)[:, -1]
-        drawn = sample(model.lm_head(hidden), noise[:, step], sampling, pad_id)
+        drawn = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)
         for row, token in zip(rows, drawn.tolist()):
             if not stopped[row]:
-                stopped[row] = token == eos_id
+                stopped[row] = token in model.config.eos_ids
                 if not stopped[row]:
                     replies[row].append(token)
         running = [index for index, row in enumerate(rows) if not stopped[row]]
@@ -119,7 +117,7 @@ def _noise(prompt: list[int], steps: int, seed: int | str) -> Tensor:
     return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(own_seed))
 
 
-def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int) -> Tensor:
+def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None) -> Tensor:
     """Draws one token a row by inverting the cumulative distribution.
 
     Args:
@@ -130,7 +128,8 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int) -> Te
         ids, (batch,).
     """
     logits = logits.double()  # the sum of float32 probabilities would end before 1
-    logits = logits.index_fill(-1, torch.tensor(pad_id, device=logits.device), -torch.inf)
+    if pad_id is not None:
+        logits = logits.index_fill(-1, torch.tensor(pad_id, device=logits.device), -torch.inf)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits / sampling.temperature).softmax(-1)

@@ -16,12 +16,11 @@ from typing import Any
 from nltk import bigrams, ngrams, wordpunct_tokenize
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
-from tokenizers import Tokenizer
 
 from part3_pretrain import retail
 from part3_pretrain.model import Transformer
-from part3_pretrain.tokenizer import EOS, PAD
-from part4_sft.dataset import Pair, encode_context, encode_pairs
+from part4_sft.dataset import Pair
+from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling, generate
 from part4_sft.training import mean_loss
 
@@ -130,7 +129,7 @@ def score(replies: Replies, pairs: list[Pair], scenarios: list[retail.Scenario] 
 
 def generate_replies(
     model: Transformer,
-    tokenizer: Tokenizer,
+    encoder: PairEncoder,
     pairs: list[Pair],
     sampling: Sampling,
     seed: int | str,
@@ -141,15 +140,12 @@ def generate_replies(
     room = model.config.max_positions - sampling.max_new_tokens
     generated = generate(
         model,
-        [encode_context(pair.context, tokenizer)[-room:] for pair in pairs],
+        [encoder.prompt(pair.context, room) for pair in pairs],
         sampling,
-        pad_id=tokenizer.token_to_id(PAD),
-        eos_id=tokenizer.token_to_id(EOS),
         seed=seed,
         progress=progress,
     )
-    texts = tokenizer.decode_batch([reply.ids for reply in generated])
-    return Replies([text.strip() for text in texts], [reply.stopped for reply in generated])
+    return Replies(encoder.texts([reply.ids for reply in generated]), [reply.stopped for reply in generated])
 
 
 def second_ideal_replies(scenarios: list[retail.Scenario], seed: int) -> Replies:
@@ -179,7 +175,7 @@ class SideBySide:
 def evaluate_sft_vs_pretrained(
     pretrained: Transformer,
     sft: Transformer,
-    tokenizer: Tokenizer,
+    encoder: PairEncoder,
     pairs: list[Pair],
     sampling: Sampling,
     seed: int = 0,
@@ -200,7 +196,7 @@ def evaluate_sft_vs_pretrained(
     scenarios = scenarios or recognise(pairs)
     authors: dict[str, list[Replies]] = {
         author: [
-            generate_replies(model, tokenizer, pairs, sampling, f"{seed}/{sample}", f"{name}: {author}")
+            generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", f"{name}: {author}")
             for sample in range(samples)
         ]
         for author, model in {"pretrained": pretrained, "sft": sft}.items()
@@ -214,9 +210,9 @@ def evaluate_sft_vs_pretrained(
         scores[author] = {measure: fmean(one[measure] for one in scored) for measure in scored[0]}
         if len(scored) > 1:
             spread[author] = {measure: stdev(one[measure] for one in scored) for measure in scored[0]}
-    examples = encode_pairs(enumerate(pairs, start=1), tokenizer, pretrained.config.max_positions, name)
+    examples = encoder.examples(pairs, pretrained.config.max_positions, name)
     for author, model in {"pretrained": pretrained, "sft": sft}.items():
-        scores[author]["perplexity"] = math.exp(mean_loss(model, examples, tokenizer.token_to_id(PAD)))
+        scores[author]["perplexity"] = math.exp(mean_loss(model, examples))
     entries = [
         _entry(
             pair,

@@ -1,40 +1,42 @@
 """Supervised fine-tuning from beginning to end: python -m part4_sft.sft
 
-Makes the data, takes the pretrained checkpoint (and pretrains it first where it is missing), fine-tunes on the
-high-quality pairs, lets both models answer contexts they have never seen, and writes what came out.
+Makes the data or reads the user's, takes the pretrained checkpoint (and pretrains it first where it is missing) or a
+Hugging Face model, fine-tunes on the high-quality pairs, lets both models answer contexts they have never seen, and
+writes what came out.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
-from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.command_line import UserError, exit_status
 from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.model import Transformer
 from part3_pretrain.pretrain import PretrainConfig, run_pretraining
-from part3_pretrain.tokenizer import PAD
 from part4_sft import dataset, metrics, report
 from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.comparison import compare
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig, parse_arguments
 from part4_sft.dataset import Pair
+from part4_sft.encoding import PairEncoder
 from part4_sft.failures import errors_by_category, worst_replies
+from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling
+from part4_sft.lora import add_lora, merge_lora
 from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
-from part4_sft.training import mean_loss, train
+from part4_sft.training import Step, mean_loss, train
 
 UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 
@@ -60,15 +62,18 @@ def run(config: SFTConfig) -> dict[str, Any]:
         if config.model == DEFAULT_CHECKPOINT and not config.model.exists():
             print(f"{config.model} is missing, so Part 3 runs first and makes it")
             run_pretraining(PretrainConfig(seed=config.seed, checkpoint=config.model, out_dir=config.out_dir))
-        pretrained, tokenizer, _ = load_checkpoint(config.model)
-    if config.max_new_tokens >= pretrained.config.max_positions:
-        raise UserError(f"--max-new-tokens must be below the {pretrained.config.max_positions} positions of the model")
-    pretrained.to(device).eval()
-    model = copy.deepcopy(pretrained)
+        checkpoint = load_checkpoint(config.model, getattr(torch, config.dtype))
+    model = checkpoint.model.to(device)
+    if config.max_new_tokens >= model.config.max_positions:
+        raise UserError(f"--max-new-tokens must be below the {model.config.max_positions} positions of the model")
+    template = config.prompt_template.replace(r"\n", "\n")
+    encoder = PairEncoder(checkpoint.tokenizer, model.config.eos_ids[0], template)
 
-    losses, by_epoch = fine_tune(model, tokenizer, data, config, timing)
+    steps, by_epoch = fine_tune(model, encoder, data, config, timing)
     with timed("evaluation", timing):
-        evaluation, entries = evaluate(pretrained, model, tokenizer, data, config)
+        # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
+        pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
+        evaluation, entries = evaluate(pretrained, model, encoder, data, config)
 
     evaluation = {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
@@ -81,12 +86,13 @@ def run(config: SFTConfig) -> dict[str, Any]:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
         "timing_seconds": timing,
-        "dataset": {name: len(pairs) for name, pairs in data.items()} | {"trained_on": len(chosen(data, config))},
+        "dataset": {name: len(pairs) for name, pairs in data.items()}
+        | {"trained_on": len(chosen(data["sft_dataset"], config))},
         **evaluation,
         "by_epoch": by_epoch,
         "examples": entries["test"][:8],
     }
-    written = save(model, tokenizer, losses, evaluation, entries, data, config)
+    written = save(checkpoint, steps, evaluation, entries, data, config)
     report.print_summary(evaluation, written)
     return evaluation
 
@@ -95,78 +101,99 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
 
 def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
-    """The data sets by the names of their files: the user's where a file is named, made ones elsewhere."""
-    data = dataset.make_datasets(config.seed)
-    if config.data:
-        data["sft_dataset"] = dataset.load_pairs(config.data)
-    if config.validation_data:
-        data["sft_validation"] = dataset.load_pairs(config.validation_data)
-    if config.test_data:
-        data["sft_test"] = dataset.load_pairs(config.test_data)
-    if not chosen(data, config):
+    """The data sets by the names of their files.
+
+    Those that the user named are read. Pairs of the retail world are tested with the retail world's test sets; from
+    any others, and wherever --test-fraction says so, a share is held out.
+    """
+    given = {
+        name: load_pairs(path)
+        for name, path in {
+            "sft_dataset": config.data,
+            "sft_validation": config.validation_data,
+            "sft_test": config.test_data,
+        }.items()
+        if path
+    }
+    if config.test_fraction and not config.data:
+        raise UserError("--test-fraction is a share of --data; name a file with --data too")
+    pairs = given.get("sft_dataset", [])
+    usable = chosen(pairs, config)
+    if pairs and not usable:
         raise UserError(f"{config.data} holds no pair with high_quality 1; label some, or use --train-on all")
+    if not pairs or (config.test_fraction is None and metrics.recognise(pairs)):
+        data = dataset.make_datasets(config.seed) | given
+    else:
+        missing = [name for name in ("sft_test", "sft_validation") if name not in given]
+        try:
+            parts = dataset.hold_out(usable, config.test_fraction or 0.1, len(missing), config.seed)
+        except ValueError as error:
+            raise UserError(f"{config.data}: {error}; name --test-data and --validation-data") from error
+        held_out = {pair.context for part in parts for pair in part}
+        data = given | dict(zip(missing, parts))
+        data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out]
+    trained = {pair.context for pair in chosen(data["sft_dataset"], config)}
+    if known := sum(pair.context in trained for pair in data["sft_test"]):
+        print(f"note: {known} of {len(data['sft_test'])} test contexts are in the training data too", file=sys.stderr)
     return data
 
 
-def chosen(data: dict[str, list[Pair]], config: SFTConfig) -> list[Pair]:
+def chosen(pairs: list[Pair], config: SFTConfig) -> list[Pair]:
     """The pairs that give gradients."""
-    return [pair for pair in data["sft_dataset"] if gives_gradients(pair, config)]
-
-
-def gives_gradients(pair: Pair, config: SFTConfig) -> bool:
-    return pair.high_quality == 1 or config.train_on == "all"
+    return [pair for pair in pairs if pair.high_quality == 1 or config.train_on == "all"]
 
 
 def fine_tune(
     model: Transformer,
-    tokenizer: Tokenizer,
+    encoder: PairEncoder,
     data: dict[str, list[Pair]],
     config: SFTConfig,
     timing: dict[str, float],
-) -> tuple[list[float], list[dict[str, Any]]]:
-    """Trains the model in place; returns the loss of every step and, for every epoch from 0, what validation says."""
+) -> tuple[list[Step], list[dict[str, Any]]]:
+    """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
     max_length = min(config.max_length, model.config.max_positions)
-    numbered = [entry for entry in enumerate(data["sft_dataset"], start=1) if gives_gradients(entry[1], config)]
-    examples = dataset.encode_pairs(numbered, tokenizer, max_length, str(config.data or "sft_dataset"))
-    validation, source = data["sft_validation"], str(config.validation_data or "sft_validation")
-    validation_examples = dataset.encode_pairs(enumerate(validation, start=1), tokenizer, max_length, source)
+    source = str(config.data or "sft_dataset")
+    examples = encoder.examples(chosen(data["sft_dataset"], config), max_length, source)
+    validation = data["sft_validation"]
+    validation_examples = encoder.examples(validation, max_length, str(config.validation_data or source))
     # A test pair that does not fit is better told of now than after the training.
-    dataset.encode_pairs(
-        enumerate(data["sft_test"], start=1), tokenizer, max_length, str(config.test_data or "sft_test")
-    )
-    pad_id = tokenizer.token_to_id(PAD)
+    encoder.examples(data["sft_test"], max_length, str(config.test_data or source))
     by_epoch: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
 
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
-            replies = metrics.generate_replies(model, tokenizer, validation, sampling(config), config.seed)
+            replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
             scores = score(replies, validation, metrics.recognise(validation))
             by_epoch.append(
                 {
                     "epoch": epoch,
                     "train_loss": train_loss,
-                    "validation_loss": mean_loss(model, validation_examples, pad_id),
+                    "validation_loss": mean_loss(model, validation_examples),
                     **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
                 }
             )
 
     with timed("fine_tuning", timing):
         validate(0, None)
+        lora = add_lora(model, config.lora_rank) if config.lora_rank else None
+        model.gradient_checkpointing = config.gradient_checkpointing
         trained = torch.compile(model) if config.compile else model
-        losses = train(trained, examples, config, pad_id, after_epoch=validate)
+        steps = train(trained, examples, config, after_epoch=validate)
+        if lora:
+            merge_lora(lora)
     timing["validation"] = round(sum(seconds.values()), 2)
     timing["fine_tuning"] = round(timing["fine_tuning"] - timing["validation"], 2)
-    return losses, by_epoch
+    return steps, by_epoch
 
 
 def evaluate(
-    pretrained: Transformer, sft: Transformer, tokenizer: Tokenizer, data: dict[str, list[Pair]], config: SFTConfig
+    pretrained: Transformer, sft: Transformer, encoder: PairEncoder, data: dict[str, list[Pair]], config: SFTConfig
 ) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
     """Both models on every test set, the ceiling, the baselines, and what goes wrong; and all texts by test set."""
-    pairs, training = data["sft_test"], chosen(data, config)
+    pairs, training = data["sft_test"], chosen(data["sft_dataset"], config)
     scenarios = metrics.recognise(pairs)
-    models = (pretrained, sft, tokenizer)
+    models = (pretrained, sft, encoder)
     how = (sampling(config), config.seed)
     test = evaluate_sft_vs_pretrained(*models, pairs, *how, samples=config.samples_per_context)
     evaluation: dict[str, Any] = {
@@ -176,6 +203,8 @@ def evaluate(
     }
     entries = {"test": test.entries}
     for name, file in UNSEEN.items():
+        if file not in data:
+            continue
         found = evaluate_sft_vs_pretrained(*models, data[file], *how, name=name)
         evaluation[name], entries[name] = found.scores, found.entries
     if scenarios:
@@ -193,9 +222,8 @@ def evaluate(
 
 
 def save(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    losses: list[float],
+    checkpoint: Checkpoint,
+    steps: list[Step],
     evaluation: dict[str, Any],
     entries: dict[str, list[Entry]],
     data: dict[str, list[Pair]],
@@ -204,7 +232,13 @@ def save(
     """Writes the model, the data, the numbers, the texts, the picture and the report; returns their paths."""
     out = config.out_dir
     written = [config.checkpoint_dir / "sft_model.pt"]
-    save_checkpoint(written[0], model, tokenizer, {"from": str(config.model), "settings": evaluation["config"]})
+    made_by = {
+        "from": str(config.model),
+        "settings": evaluation["config"],
+        "dataset": evaluation["dataset"],
+        "results": {author: evaluation[author] for author in ("pretrained", "sft")},
+    }
+    save_checkpoint(written[0], replace(checkpoint, made_by=made_by))
     for name, pairs in data.items():
         dataset.save_pairs(out / f"{name}.json", pairs)
         written.append(out / f"{name}.json")
@@ -215,7 +249,7 @@ def save(
         with written_whole(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(out / name)
-    report.save_loss_curve(out / "loss_curve.png", losses, evaluation["by_epoch"])
+    report.save_loss_curve(out / "loss_curve.png", [step.loss for step in steps], evaluation["by_epoch"])
     report.save_report(out / "README_Part4_SFT_Comprehensive.md", evaluation)
     return [*written, out / "loss_curve.png", out / "README_Part4_SFT_Comprehensive.md"]
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from part3_pretrain.corpus import IGNORE
 from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Example, collate, shuffled_steps
+from part4_sft.encoding import Example, collate, shuffled_steps
+from part4_sft.optimizer import BFloat16Adam
 
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 summed_cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE, reduction="sum")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step saw: nats per response token, and the Euclidean norm of the gradient of that."""
+
+    loss: float
+    gradient_norm: float
 
 
 def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -25,34 +37,43 @@ def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
     """
     is_response = targets != IGNORE
     # Logits only where they are asked for: the context is more than half of the tokens.
-    logits = model.lm_head(model(inputs)[is_response])
-    return summed_cross_entropy(logits.float(), targets[is_response])
+    hidden, wanted = model(inputs)[is_response], targets[is_response]
+
+    def of(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return summed_cross_entropy(model.lm_head(hidden).float(), wanted)
+
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    if len(hidden) <= rows:
+        return of(hidden, wanted)
+    # With a large vocabulary the logits would be larger than the model: they are computed in chunks, and for the
+    # gradient once more, so that those of one chunk alone are in memory.
+    chunks = zip(hidden.split(rows), wanted.split(rows))
+    return torch.stack([checkpoint(of, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def train(
     model: Transformer,
     examples: list[Example],
     config: SFTConfig,
-    pad_id: int,
     after_epoch: Callable[[int, float], None],
-) -> list[float]:
-    """Fine-tunes the model in place.
+) -> list[Step]:
+    """Fine-tunes the model in place: all of its parameters that require gradients.
 
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.
         after_epoch: called with the epoch's number, from 1, and its mean training loss per response token.
 
     Returns:
-        The loss of every optimizer step, in nats per response token.
+        What every optimizer step saw.
     """
     device = model.embed_tokens.weight.device
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    low_precision = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters, config)
     steps_per_epoch = -(-len(examples) // config.batch_size)
-    losses: list[float] = []
-    model.train()
+    steps: list[Step] = []
     with tqdm(total=config.epochs * steps_per_epoch, desc="fine-tuning", unit="step", disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
+            model.train()  # whatever was done with the model after the last epoch
             summed, tokens = 0.0, 0
             for step in shuffled_steps(examples, config.batch_size, epoch, config.seed):
                 # Divided by the tokens of the whole step, not of each micro-batch: else short replies would weigh more.
@@ -60,28 +81,35 @@ def train(
                 step_loss = 0.0
                 micro_batch = -(-len(step) // config.gradient_accumulation_steps)
                 for start in range(0, len(step), micro_batch):
-                    inputs, targets = collate(step[start : start + micro_batch], pad_id)
-                    with low_precision:
-                        loss = masked_loss(model, inputs.to(device), targets.to(device)) / step_tokens
+                    inputs, targets = collate(step[start : start + micro_batch])
+                    loss = masked_loss(model, inputs.to(device), targets.to(device)) / step_tokens
                     loss.backward()
                     step_loss += loss.item()
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                steps.append(Step(step_loss, nn.utils.get_total_norm(gradients).item()))
                 optimizer.step()
                 optimizer.zero_grad()
-                losses.append(step_loss)
                 summed, tokens = summed + step_loss * step_tokens, tokens + step_tokens
                 bar.set_postfix(epoch=epoch, loss=f"{step_loss:.3f}")
                 bar.update()
             after_epoch(epoch, summed / tokens)
-    return losses
+    return steps
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: SFTConfig) -> torch.optim.Optimizer:
+    """Adam with a constant learning rate, for the number format that the weights are kept in."""
+    if parameters[0].dtype == torch.bfloat16:
+        return BFloat16Adam(parameters, config.learning_rate, getattr(torch, config.moments_dtype))
+    return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
 
 
 @torch.inference_mode()
-def mean_loss(model: Transformer, examples: list[Example], pad_id: int, batch_size: int = 50) -> float:
+def mean_loss(model: Transformer, examples: list[Example], batch_size: int = 50) -> float:
     """Cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
     device = model.embed_tokens.weight.device
     summed, tokens = 0.0, 0
     for start in range(0, len(examples), batch_size):
-        inputs, targets = collate(examples[start : start + batch_size], pad_id)
+        inputs, targets = collate(examples[start : start + batch_size])
         summed += masked_loss(model, inputs.to(device), targets.to(device)).item()
         tokens += int((targets != IGNORE).sum())
     return summed / tokens

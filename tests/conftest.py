@@ -13,11 +13,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.checkpoint import save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.corpus import draw_conversation
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.dataset import Pair, make_datasets
+from part4_sft.encoding import PairEncoder
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,11 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
+def encoder(tokenizer: Tokenizer) -> PairEncoder:
+    return PairEncoder(tokenizer, eos_id=tokenizer.token_to_id("<EOS>"))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tokenizer: Tokenizer) -> Transformer:
     """Random weights; a test that trains it takes a copy."""
     torch.manual_seed(0)
@@ -43,5 +49,5 @@ def tiny_model(tokenizer: Tokenizer) -> Transformer:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
-    save_checkpoint(path, tiny_model, tokenizer, {"seed": 0})
+    save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"seed": 0}))
     return path

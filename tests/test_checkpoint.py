@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.command_line import UserError
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import train_tokenizer
@@ -34,7 +34,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
 @pytest.fixture
 def path(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     path = tmp_path / "new folder" / "model.pt"
-    save_checkpoint(path, model, tokenizer, MADE_BY)
+    save_checkpoint(path, Checkpoint(model, tokenizer, MADE_BY))
     return path
 
 
@@ -49,7 +49,8 @@ def refusal(path: Path) -> str:
 
 
 def test_everything_comes_back(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    loaded, loaded_tokenizer, made_by = load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
+    loaded, loaded_tokenizer = checkpoint.model, checkpoint.tokenizer
     text = "the walnut <EOS> arrived"
     ids = loaded_tokenizer.encode(text).ids
     assert ids == tokenizer.encode(text).ids
@@ -57,7 +58,7 @@ def test_everything_comes_back(path: Path, model: Transformer, tokenizer: Tokeni
     assert torch.equal(loaded.lm_head(loaded(tokens)), model.lm_head(model(tokens)))
     assert loaded.config == model.config
     assert loaded.lm_head.weight is loaded.embed_tokens.weight
-    assert made_by == MADE_BY
+    assert checkpoint.made_by == MADE_BY
 
 
 def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -123,13 +124,15 @@ def test_a_file_of_something_else_is_refused(path: Path, contents: Any) -> None:
 
 def test_a_tokenizer_too_large_for_the_model_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "model.pt"
-    save_checkpoint(path, Transformer(ModelConfig(tokenizer.get_vocab_size() - 1, 16, 16, 1, 1, 1)), tokenizer, {})
+    save_checkpoint(
+        path, Checkpoint(Transformer(ModelConfig(tokenizer.get_vocab_size() - 1, num_layers=1)), tokenizer, {})
+    )
     assert "more entries than the model" in refusal(path)
 
 
 def test_a_save_that_fails_leaves_the_old_file_alone(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     before = path.read_bytes()
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        save_checkpoint(path, model, tokenizer, {"cannot be saved": lambda: None})
+        save_checkpoint(path, Checkpoint(model, tokenizer, {"cannot be saved": lambda: None}))
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

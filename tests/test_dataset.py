@@ -6,23 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer
 
 from part3_pretrain import retail
-from part3_pretrain.command_line import UserError
-from part3_pretrain.tokenizer import EOS, PAD
-from part4_sft.dataset import (
-    Example,
-    Pair,
-    collate,
-    encode_pair,
-    encode_pairs,
-    load_pairs,
-    make_datasets,
-    save_pairs,
-    shuffled_steps,
-)
+from part4_sft.dataset import Pair, hold_out, make_datasets, save_pairs
+from part4_sft.formats import load_pairs
 
 HELD_OUT = ["sft_validation", "sft_test", "sft_test_unseen_wording", "sft_test_unseen_phrase"]
 
@@ -143,124 +130,16 @@ def _said(phrases: list[str], contexts: list[str]) -> set[str]:
     return {phrases[match.lastindex - 1] for context in contexts for match in said.finditer(context)}
 
 
-# ---------------------------------------------------------------------------------------------------- files
-
-GOOD = '{"context": "Where is it?", "response": "Here.", "high_quality": 1}'
+# ---------------------------------------------------------------------------------------------------- holding out
 
 
-def one(old: str, new: str) -> str:
-    """A file with one pair, in which `old` is replaced."""
-    return f"[{GOOD.replace(old, new)}]"
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        (f"[\n{GOOD},\n{GOOD}\n", "line 4"),
-        ("", "line 1"),
-        ("[]", "no pairs"),
-        (GOOD, "array"),
-        (f'[{GOOD}, "Where is it?"]', "pair 2"),
-        (f'[{GOOD}, {{"context": "a", "high_quality": 1}}]', 'pair 2: the key "response"'),
-        (f'[{GOOD}, {GOOD[:-1]}, "rating": 5}}]', 'pair 2: unknown key "rating"'),
-        (one("Here.", " "), 'pair 1: "response"'),
-        (one("Where is it?", ""), 'pair 1: "context"'),
-        (one('"Here."', "7"), 'pair 1: "response"'),
-        (one('"Here."', "null"), 'pair 1: "response"'),
-        (one("Here.", r"Here \ud83d"), "pair 1"),  # half of an emoji
-        (one("1}", "2}"), 'pair 1: "high_quality"'),
-        (one("1}", "true}"), 'pair 1: "high_quality"'),
-        (one("1}", '"1"}'), 'pair 1: "high_quality"'),
-        (one("1}", "1.0}"), 'pair 1: "high_quality"'),
-    ],
-    ids=lambda value: value[-40:],
-)
-def test_a_bad_file_is_a_users_mistake_that_names_file_and_place(tmp_path: Path, text: str, complaint: str) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        load_pairs(path)
-    assert str(path) in str(error.value) and complaint in str(error.value)
-
-
-def test_a_missing_file_and_one_that_is_not_utf8_are_users_mistakes(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    with pytest.raises(UserError, match=re.escape(str(path))):
-        load_pairs(path)
-    path.write_bytes(one("Here", "Grüße").encode("latin-1"))
-    with pytest.raises(UserError, match=rf"{re.escape(str(path))}.*UTF-8"):
-        load_pairs(path)
-
-
-# ---------------------------------------------------------------------------------------------------- tokens
-
-PAIR = Pair("My walnut desk arrived broken (order 48213).", "I am sorry about the damage.")
-
-
-def test_the_mask_token_by_token(tokenizer: Tokenizer) -> None:
-    context = tokenizer.encode("Customer: My walnut desk arrived broken (order 48213).\nAgent:").ids
-    response = tokenizer.encode(" I am sorry about the damage.").ids
-    eos = tokenizer.token_to_id(EOS)
-
-    example = encode_pair(PAIR, tokenizer, 512)
-    assert example.ids == context + response + [eos]
-    assert example.labels == [-100] * len(context) + response + [eos]
-    assert tokenizer.decode([label for label in example.labels if label != -100]) == " I am sorry about the damage."
-
-
-def test_control_tokens_are_different_and_come_from_no_text(tokenizer: Tokenizer) -> None:
-    pad, eos = tokenizer.token_to_id(PAD), tokenizer.token_to_id(EOS)
-    example = encode_pair(Pair("<EOS> <PAD>", "<PAD> <EOS>"), tokenizer, 512)
-    assert pad != eos
-    assert example.ids.count(eos) == 1 and example.ids[-1] == eos
-    assert pad not in example.ids
-
-
-def test_what_is_too_long_loses_the_beginning_of_its_context_and_nothing_of_its_response(tokenizer: Tokenizer) -> None:
-    whole = encode_pair(PAIR, tokenizer, 512)
-    response = [label for label in whole.labels if label != -100]
-    for max_length in range(len(response) + 1, len(whole.ids)):
-        cut = encode_pair(PAIR, tokenizer, max_length)
-        assert cut.ids == whole.ids[-max_length:]
-        assert cut.labels == whole.labels[-max_length:]
-    with pytest.raises(ValueError, match=str(len(response))):
-        encode_pair(PAIR, tokenizer, len(response))
-
-
-def test_a_response_without_room_is_named(tokenizer: Tokenizer) -> None:
-    pairs = [Pair("a", "b"), Pair("a", "b " * 50), Pair("a", "b")]
-    with pytest.raises(UserError, match=r"mine\.json, pair 2"):
-        encode_pairs(enumerate(pairs, start=1), tokenizer, 30, "mine.json")
-
-
-# ---------------------------------------------------------------------------------------------------- batches
-
-
-def test_collate_shifts_by_one_and_pads_on_the_right() -> None:
-    short = Example([5, 6, 7], [-100, 6, 7])
-    long = Example([5, 8, 9, 2, 1], [-100, -100, 9, 2, 1])
-    inputs, targets = collate([short, long], pad_id=0)
-    assert torch.equal(inputs, torch.tensor([[5, 6, 0, 0], [5, 8, 9, 2]]))
-    assert torch.equal(targets, torch.tensor([[6, 7, -100, -100], [-100, 9, 2, 1]]))
-
-
-def test_padding_is_never_a_target(made: dict[str, list[Pair]], tokenizer: Tokenizer) -> None:
-    pad = tokenizer.token_to_id(PAD)
-    examples = encode_pairs(enumerate(made["sft_dataset"][:20], start=1), tokenizer, 512, "")
-    inputs, targets = collate(examples, pad)
-    assert (inputs == pad).any() and not (targets == pad).any()
-    assert (targets != -100).sum() == sum(label != -100 for example in examples for label in example.labels)
-
-
-def test_every_epoch_sees_each_example_once_in_its_own_seeded_order() -> None:
-    examples = [Example([number], [number]) for number in range(21)]
-
-    def order(epoch: int, seed: int) -> list[list[int]]:
-        return [[example.ids[0] for example in step] for step in shuffled_steps(examples, 8, epoch, seed)]
-
-    first = order(epoch=1, seed=0)
-    assert [len(step) for step in first] == [8, 8, 5]
-    assert sorted(number for step in first for number in step) == list(range(21))
-    assert first == order(epoch=1, seed=0)
-    assert first != order(epoch=2, seed=0)
-    assert first != order(epoch=1, seed=1)
+def test_held_out_parts_share_no_context_with_each_other_and_have_their_size() -> None:
+    pairs = [Pair(f"context {number % 40}", f"response {number}") for number in range(120)]
+    first, second = hold_out(pairs, 0.1, 2, seed=0)
+    assert len(first) == len(second) == 12  # four contexts, each three times
+    assert len({pair.context for pair in first}) == 4
+    assert not {pair.context for pair in first} & {pair.context for pair in second}
+    assert hold_out(pairs, 0.1, 2, seed=0) == [first, second] != hold_out(pairs, 0.1, 2, seed=1)
+    assert [len(part) for part in hold_out(pairs[:3], 0.01, 2, seed=0)] == [1, 1]
+    with pytest.raises(ValueError, match="too few"):
+        hold_out(pairs[:2], 0.01, 2, seed=0)

@@ -44,7 +44,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 
 def replies(model: Transformer, asked: list[list[int]], sampling: Sampling, **options: int) -> list[Generated]:
-    return generate(model, asked, sampling, pad_id=PAD, eos_id=EOS, **options)
+    return generate(model, asked, sampling, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- batches

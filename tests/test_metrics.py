@@ -10,11 +10,11 @@ import sacrebleu
 import torch
 from nltk import wordpunct_tokenize
 from rouge_score.rouge_scorer import RougeScorer
-from tokenizers import Tokenizer
 
 from part3_pretrain import retail
 from part3_pretrain.model import Transformer
 from part4_sft.dataset import Pair
+from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling
 from part4_sft.metrics import (
     Replies,
@@ -143,20 +143,20 @@ def test_a_second_ideal_reply_is_faultless_and_in_other_words(made: dict[str, li
     assert replies == second_ideal_replies(scenarios, seed=0) != second_ideal_replies(scenarios, seed=1)
 
 
-def test_a_context_longer_than_the_model_can_read_gets_a_reply(tiny_model: Transformer, tokenizer: Tokenizer) -> None:
+def test_a_context_longer_than_the_model_can_read_gets_a_reply(tiny_model: Transformer, encoder: PairEncoder) -> None:
     long = Pair("My walnut desk arrived broken. " * 200, "Sorry.")
-    assert len(generate_replies(tiny_model, tokenizer, [long], Sampling(max_new_tokens=3), seed=0).texts) == 1
+    assert len(generate_replies(tiny_model, encoder, [long], Sampling(max_new_tokens=3), seed=0).texts) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- two models
 
 
-def test_two_models_side_by_side(tiny_model: Transformer, tokenizer: Tokenizer, made: dict[str, list[Pair]]) -> None:
+def test_two_models_side_by_side(tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]) -> None:
     other = copy.deepcopy(tiny_model)
     with torch.no_grad():
         other.embed_tokens.weight.mul_(3)
     pairs, sampling, scenarios = made["sft_test"][:5], Sampling(max_new_tokens=10), recognise(made["sft_test"][:5])
-    found = evaluate_sft_vs_pretrained(tiny_model, other, tokenizer, pairs, sampling, seed=4, samples=3)
+    found = evaluate_sft_vs_pretrained(tiny_model, other, encoder, pairs, sampling, seed=4, samples=3)
 
     assert set(found.scores) == {"pretrained", "sft", "ceiling"}
     assert found.scores["ceiling"]["rating"] == 5.0
@@ -168,7 +168,7 @@ def test_two_models_side_by_side(tiny_model: Transformer, tokenizer: Tokenizer, 
         assert samples[0] != samples[1] != samples[2]
         assert samples[2] == [
             {"text": text, "stops_by_itself": stopped, "rating": rating.score, "faults": rating.faults}
-            for text, stopped, rating in rated(generate_replies(model, tokenizer, pairs, sampling, "4/2"), scenarios)
+            for text, stopped, rating in rated(generate_replies(model, encoder, pairs, sampling, "4/2"), scenarios)
         ]
         texts = [[sample["text"] for sample in replies] for replies in samples]
         ratings = [fmean(sample["rating"] for sample in replies) for replies in samples]
@@ -190,12 +190,13 @@ def rated(replies: Replies, scenarios: list[retail.Scenario]) -> list[tuple[str,
 
 
 def test_the_perplexity_is_that_of_the_references(
-    tiny_model: Transformer, tokenizer: Tokenizer, made: dict[str, list[Pair]]
+    tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
     pairs = made["sft_test"][:3]
-    found = evaluate_sft_vs_pretrained(tiny_model, tiny_model, tokenizer, pairs, Sampling(max_new_tokens=1))
+    found = evaluate_sft_vs_pretrained(tiny_model, tiny_model, encoder, pairs, Sampling(max_new_tokens=1))
     total, tokens = 0.0, 0
     for pair in pairs:
+        tokenizer = encoder.tokenizer
         context = tokenizer.encode(f"Customer: {pair.context}\nAgent:").ids
         response = [*tokenizer.encode(f" {pair.response}").ids, tokenizer.token_to_id("<EOS>")]
         with torch.no_grad():
@@ -208,9 +209,9 @@ def test_the_perplexity_is_that_of_the_references(
 
 
 def test_without_the_retail_world_there_is_neither_rubric_nor_ceiling(
-    tiny_model: Transformer, tokenizer: Tokenizer
+    tiny_model: Transformer, encoder: PairEncoder
 ) -> None:
     pairs = [Pair("What is the capital of France?", "Paris.")]
-    found = evaluate_sft_vs_pretrained(tiny_model, tiny_model, tokenizer, pairs, Sampling(max_new_tokens=2))
+    found = evaluate_sft_vs_pretrained(tiny_model, tiny_model, encoder, pairs, Sampling(max_new_tokens=2))
     assert set(found.scores) == {"pretrained", "sft"} and "rating" not in found.scores["sft"]
     assert set(found.entries[0]) == {"context", "reference", "pretrained", "sft", "samples"}

@@ -47,7 +47,8 @@ def test_same_seed_same_files(tmp_path: Path) -> None:
         assert finished.returncode == 0, finished.stderr
         assert sorted(path for path in folder.rglob("*") if path.is_file()) == [folder / CHECKPOINT, folder / PICTURE]
         assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
-        model, tokenizer, made_by = load_checkpoint(folder / CHECKPOINT)
+        loaded = load_checkpoint(folder / CHECKPOINT)
+        model, tokenizer, made_by = loaded.model, loaded.tokenizer, loaded.made_by
         assert tokenizer.get_vocab_size() == model.config.vocab_size == 500
         assert (made_by["seed"], made_by["conversations"]) == (5, 60)
         weights.append(model.state_dict())
@@ -62,7 +63,7 @@ def test_own_text_files_can_be_read_instead(tmp_path: Path) -> None:
     files[1].write_text("short", encoding="utf-8")
     finished = run(tmp_path, "--corpus", *files, "--checkpoint", "mine.pt", "--out-dir", "pictures")
     assert finished.returncode == 0, finished.stderr
-    _, tokenizer, _ = load_checkpoint(tmp_path / "mine.pt")
+    tokenizer = load_checkpoint(tmp_path / "mine.pt").tokenizer
     assert len(tokenizer.encode("Der Tisch ist schön.").ids) < 10
     assert (tmp_path / "pictures" / PICTURE.name).is_file()
 

@@ -22,7 +22,8 @@ from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.command_line import exit_status
 from part4_sft import sft
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Pair, load_pairs, save_pairs
+from part4_sft.dataset import Pair, save_pairs
+from part4_sft.formats import load_pairs
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = {
@@ -201,10 +202,10 @@ def test_every_number_can_be_computed_again_from_the_replies(run: Run) -> None:
 
 
 def test_the_new_checkpoint_holds_a_changed_model_and_the_same_tokenizer(run: Run, tiny_checkpoint: Path) -> None:
-    before, tokenizer, _ = load_checkpoint(tiny_checkpoint)
-    after, same_tokenizer, _ = load_checkpoint(run.checkpoint)
-    assert after.config == before.config and same_tokenizer.to_str() == tokenizer.to_str()
-    assert not torch.equal(after.embed_tokens.weight, before.embed_tokens.weight)
+    before, after = load_checkpoint(tiny_checkpoint), load_checkpoint(run.checkpoint)
+    assert after.model.config == before.model.config and after.tokenizer.to_str() == before.tokenizer.to_str()
+    assert not torch.equal(after.model.embed_tokens.weight, before.model.embed_tokens.weight)
+    assert after.made_by["results"]["sft"] == run.read("evaluation.json")["sft"]
 
 
 # ---------------------------------------------------------------------------------------------------- in this process
@@ -229,7 +230,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_a_second_run_gives_the_same_weights_and_replies(run: Run, command: Command, tmp_path: Path) -> None:
     assert command(*run.options, *in_folder(tmp_path))[0] == 0
-    first, again = (load_checkpoint(path)[0] for path in (run.checkpoint, tmp_path / "checkpoints" / "sft_model.pt"))
+    paths = (run.checkpoint, tmp_path / "checkpoints" / "sft_model.pt")
+    first, again = (load_checkpoint(path).model for path in paths)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     for path in run.out.glob("replies*.json"):
@@ -255,7 +257,7 @@ GOOD_PAIR = {"context": "Where is it?", "response": "Here.", "high_quality": 1}
         (["--data", "malformed.json"], "malformed.json"),
         (["--data", "label.json"], "label.json, pair 2"),
         (["--data", "low.json"], "low.json"),
-        (["--data", "long.json"], "long.json, pair 3"),
+        (["--data", "long.json"], "long.json, pair"),
         (["--test-data", "label.json"], "label.json, pair 2"),
         (["--out-dir", "a file"], "a file"),
         (["--checkpoint-dir", "a file"], "a file"),
@@ -287,7 +289,7 @@ def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
     for name, pairs in {
         "label.json": [GOOD_PAIR, GOOD_PAIR | {"high_quality": 2}],
         "low.json": [low, low],
-        "long.json": [low, GOOD_PAIR, long],
+        "long.json": [low, *({**pair, "context": f"Where is {n}?"} for n, pair in enumerate([long] * 5))],
     }.items():
         Path(name).write_text(json.dumps(pairs))
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from part3_pretrain.model import Transformer
-from part3_pretrain.tokenizer import EOS, PAD
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Example, Pair, collate, encode_context, encode_pair, encode_pairs
+from part4_sft.dataset import Pair
+from part4_sft.encoding import Example, PairEncoder, collate
 from part4_sft.generation import Sampling, generate
 from part4_sft.sft import chosen, fine_tune
 from part4_sft.training import masked_loss, mean_loss, train
@@ -20,15 +19,16 @@ FAST = SFTConfig(learning_rate=1e-3, epochs=3)
 
 
 @pytest.fixture(scope="module")
-def examples(made: dict[str, list[Pair]], tokenizer: Tokenizer) -> list[Example]:
+def examples(made: dict[str, list[Pair]], encoder: PairEncoder) -> list[Example]:
     """Eleven pairs: a full step of 8 and one of 3."""
-    return encode_pairs(enumerate(made["sft_dataset"][495:506], start=1), tokenizer, 512, "")
+    return encoder.examples(made["sft_dataset"][495:506], 512, "")
 
 
 def trained(model: Transformer, examples: list[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
     """A fine-tuned copy, and the loss of every step."""
     model = copy.deepcopy(model)
-    return model, train(model, examples, config, PAD_ID, after_epoch=lambda epoch, loss: None)
+    steps = train(model, examples, config, after_epoch=lambda epoch, loss: None)
+    return model, [step.loss for step in steps]
 
 
 def weights(model: Transformer) -> torch.Tensor:
@@ -47,16 +47,16 @@ def naive_losses(model: Transformer, example: Example) -> list[float]:
 
 def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
     losses = [loss for example in examples for loss in naive_losses(tiny_model, example)]
-    batch = masked_loss(tiny_model, *collate(examples, PAD_ID)).item()
+    batch = masked_loss(tiny_model, *collate(examples)).item()
     assert batch / len(losses) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-    assert mean_loss(tiny_model, examples, PAD_ID, batch_size=4) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert mean_loss(tiny_model, examples, batch_size=4) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 def test_padding_changes_neither_the_loss_nor_its_gradient(tiny_model: Transformer, examples: list[Example]) -> None:
     found = []
     for added in (0, 40):
         model = copy.deepcopy(tiny_model)
-        inputs, targets = collate(examples[:1], PAD_ID)
+        inputs, targets = collate(examples[:1])
         inputs = torch.nn.functional.pad(inputs, (0, added), value=PAD_ID)
         targets = torch.nn.functional.pad(targets, (0, added), value=-100)
         loss = masked_loss(model, inputs, targets)
@@ -68,7 +68,7 @@ def test_padding_changes_neither_the_loss_nor_its_gradient(tiny_model: Transform
 def test_only_what_precedes_a_response_token_gets_gradient(tiny_model: Transformer, examples: list[Example]) -> None:
     model, gradients = copy.deepcopy(tiny_model), []
     model.norm.register_full_backward_hook(lambda module, inputs, outputs: gradients.append(outputs[0][0]))
-    masked_loss(model, *collate(examples[:1], PAD_ID)).backward()
+    masked_loss(model, *collate(examples[:1])).backward()
     learns = gradients[0].abs().sum(-1) > 0
     assert learns.tolist() == [label != -100 for label in examples[0].labels[1:]]
 
@@ -90,8 +90,8 @@ def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examp
     """Also of the last, smaller step: with a learning rate of almost nothing, an epoch measures the untrained model."""
     means: list[float] = []
     config = replace(FAST, learning_rate=1e-12, epochs=1)
-    train(copy.deepcopy(tiny_model), examples, config, PAD_ID, after_epoch=lambda epoch, loss: means.append(loss))
-    assert means == pytest.approx([mean_loss(tiny_model, examples, PAD_ID)], abs=1e-5)
+    train(copy.deepcopy(tiny_model), examples, config, after_epoch=lambda epoch, loss: means.append(loss))
+    assert means == pytest.approx([mean_loss(tiny_model, examples)], abs=1e-5)
 
 
 def test_the_same_seed_trains_the_same_bits_and_another_seed_others(
@@ -104,23 +104,21 @@ def test_the_same_seed_trains_the_same_bits_and_another_seed_others(
     assert not torch.equal(weights(first), weights(other))
 
 
-def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transformer, tokenizer: Tokenizer) -> None:
+def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transformer, encoder: PairEncoder) -> None:
     pairs = [
         Pair("My desk is late.", "I am sorry."),
         Pair("Where is my tent?", "It is on its way, and will arrive today."),
         Pair("I want a refund.", "Done."),
         Pair("The jam is gone.", "Thank you for your message."),
     ]
-    examples = [encode_pair(pair, tokenizer, 512) for pair in pairs]
+    examples = [encoder.example(pair, 512) for pair in pairs]
     model, _ = trained(tiny_model, examples, SFTConfig(learning_rate=1e-2, epochs=60))
     replies = generate(
         model,
-        [encode_context(pair.context, tokenizer) for pair in pairs],
+        [encoder.prompt(pair.context, 400) for pair in pairs],
         Sampling(temperature=0, max_new_tokens=40),
-        pad_id=tokenizer.token_to_id(PAD),
-        eos_id=tokenizer.token_to_id(EOS),
     )
-    assert [tokenizer.decode(reply.ids) for reply in replies] == [f" {pair.response}" for pair in pairs]
+    assert encoder.texts([reply.ids for reply in replies]) == [pair.response for pair in pairs]
     assert all(reply.stopped for reply in replies)
 
 
@@ -128,7 +126,7 @@ def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transf
 
 
 def test_only_high_quality_pairs_change_the_weights(
-    tiny_model: Transformer, tokenizer: Tokenizer, made: dict[str, list[Pair]]
+    tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
     high, low = made["sft_dataset"][:10], made["sft_dataset"][500:520]
     other_low = [replace(pair, response="Something else altogether.") for pair in low[:7]]
@@ -137,7 +135,7 @@ def test_only_high_quality_pairs_change_the_weights(
         model = copy.deepcopy(tiny_model)
         config = SFTConfig(epochs=1, learning_rate=1e-3, max_new_tokens=2, train_on=train_on)
         data = {"sft_dataset": pairs, "sft_validation": high[:1], "sft_test": high[:1]}
-        fine_tune(model, tokenizer, data, config, timing={})
+        fine_tune(model, encoder, data, config, timing={})
         return weights(model)
 
     assert torch.equal(fine_tuned(high + low, "high"), fine_tuned(other_low + high, "high"))
@@ -146,5 +144,5 @@ def test_only_high_quality_pairs_change_the_weights(
 
 def test_train_on_chooses_the_pairs() -> None:
     pairs = [Pair("a", "b", 0), Pair("c", "d", 1), Pair("e", "f", 0)]
-    assert chosen({"sft_dataset": pairs}, SFTConfig()) == pairs[1:2]
-    assert chosen({"sft_dataset": pairs}, SFTConfig(train_on="all")) == pairs
+    assert chosen(pairs, SFTConfig()) == pairs[1:2]
+    assert chosen(pairs, SFTConfig(train_on="all")) == pairs

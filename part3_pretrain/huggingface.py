@@ -1,0 +1,265 @@
+"""Hugging Face folders: `config.json`, `*.safetensors` and `tokenizer.json` in and out, without transformers.
+
+What this package's Transformer cannot compute as the folder's authors meant it is refused by name, never approximated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from part3_pretrain.command_line import UserError
+from part3_pretrain.files import written_whole
+from part3_pretrain.model import FAMILIES, ModelConfig, Transformer
+from part3_pretrain.tokenizer import load_tokenizer
+from part3_pretrain.weights import filled
+
+CARRIED = ["config.json", "generation_config.json", "tokenizer_config.json"]  # kept as they are from in to out
+SIZES = {  # of config.json, by the names of `ModelConfig`
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "max_positions": "max_position_embeddings",
+}
+ONLY = {  # options of config.json that change what a model computes, and the values that are computed here
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0, None),
+    "quantization_config": (None,),
+    "use_sliding_window": (False, None),
+    "rope_interleaved": (False, None),
+    "partial_rotary_factor": (1, None),
+    "num_local_experts": (None,),
+    "num_experts": (None,),
+    "no_rope_layers": (None, []),
+}
+LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+# ---------------------------------------------------------------------------------------------------- in
+
+
+def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
+    """Reads a model of one of the `FAMILIES`, one tensor at a time.
+
+    Args:
+        dtype: number format of the weights; None keeps that of the file.
+
+    Returns:
+        The model, its tokenizer, and the folder's JSON files of settings by their names, for `write_folder`.
+
+    Raises:
+        UserError: a file is missing or damaged, or asks for something that cannot be computed here.
+    """
+    settings = {name: _read_json(folder / name) for name in CARRIED if (folder / name).exists() or name == CARRIED[0]}
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
+    try:
+        tokenizer = load_tokenizer(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{path} is damaged or not a tokenizer ({_first_line(error)}); copy it anew") from error
+    try:
+        config = model_config(settings, tokenizer)
+        model = filled(config, _tensors(folder), dtype)
+    except ValueError as error:
+        raise UserError(f"{folder} cannot be used: {error}") from error
+    _check_tokenizer(tokenizer, config, path)
+    return model, tokenizer, settings
+
+
+def model_config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
+    """Translates `config.json` and its companions. Raises ValueError naming what cannot be computed here."""
+    config = settings["config.json"]
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"its model_type is {json.dumps(family)}; those that can be used are {', '.join(FAMILIES)}")
+    for option, allowed in ONLY.items():
+        if config.get(option, allowed[0]) not in allowed:
+            raise ValueError(
+                f"config.json asks for {option} = {json.dumps(config[option])[:60]}, which is not supported"
+            )
+    sizes = {ours: _whole_number(config, theirs) for ours, theirs in SIZES.items()}
+    _check_attention_is_full(config, family, sizes["max_positions"])
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    num_heads = sizes["num_heads"]
+    head_dim = config.get("head_dim") or (128 if family == "qwen3" else sizes["hidden_size"] // num_heads)
+    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads or head_dim % 2:
+        raise ValueError(f"{num_heads} heads of width {head_dim} cannot share {num_kv_heads} key-value heads")
+    eos_ids = _eos_ids(settings, tokenizer)
+    pad_id = config.get("pad_token_id")
+    return ModelConfig(
+        family=family,
+        **sizes,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        rope_scaling=_rope_scaling(rope),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        eos_ids=eos_ids,
+        pad_id=None if pad_id in eos_ids else pad_id,  # <EOS> that is <PAD> too could never be drawn
+    )
+
+
+def _whole_number(config: dict[str, Any], key: str) -> int:
+    if type(config.get(key)) is not int or config[key] < 1:
+        raise ValueError(f"config.json must give {key} as a whole number above 0, not {json.dumps(config.get(key))}")
+    return config[key]
+
+
+def _check_attention_is_full(config: dict[str, Any], family: str, max_positions: int) -> None:
+    """Every token must look at all before it; a window that is longer than any text is no window."""
+    window = config.get("sliding_window", 4096 if family == "mistral" else None)  # transformers' default for mistral
+    in_use = family == "mistral" or config.get("use_sliding_window")
+    if in_use and window is not None and window < max_positions:
+        raise ValueError(f"it attends to a sliding window (sliding_window = {window}), which is not supported")
+    if surplus := set(config.get("layer_types") or []) - {"full_attention"}:
+        raise ValueError(f"config.json asks for layer_types = {min(surplus)}, which is not supported")
+
+
+def _rope_scaling(rope: dict[str, Any]) -> dict[str, float] | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"config.json asks for rope scaling of type {json.dumps(kind)}; only llama3 is supported")
+    if missing := [key for key in LLAMA3_SCALING if not isinstance(rope.get(key), int | float)]:
+        raise ValueError(f"the rope scaling of config.json lacks {missing[0]}")
+    return {key: rope[key] for key in LLAMA3_SCALING}
+
+
+def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """First the tokenizer's own <EOS>, then whatever else ends a reply."""
+    token = settings.get("tokenizer_config.json", {}).get("eos_token")
+    ids = [] if token is None else [tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token)]
+    for name in ("generation_config.json", "config.json"):
+        given = settings.get(name, {}).get("eos_token_id")
+        ids += given if isinstance(given, list) else [given]
+    known = tuple(dict.fromkeys(entry for entry in ids if isinstance(entry, int)))
+    if not known:
+        raise ValueError("no file names its end-of-text token; set eos_token_id in config.json")
+    return known
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every tensor, read when its turn comes, by the names of `Transformer`."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        if not files or any(Path(file).name != file for file in files):
+            raise ValueError(f"{index.name} must name the files of this folder that hold the tensors")
+    else:
+        files = ["model.safetensors"]
+    for file in files:
+        if not (folder / file).is_file():
+            raise ValueError(f"{file} is missing; weights in other formats have to be saved as safetensors first")
+        try:
+            with safe_open(folder / file, framework="pt") as shard:
+                for name in shard.keys():  # noqa: SIM118, it is no dictionary
+                    if not name.endswith(".rotary_emb.inv_freq"):  # old files hold what is computed from the config
+                        yield name.removeprefix("model."), shard.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or not a safetensors file ({_first_line(error)})") from error
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= config.vocab_size:
+        raise UserError(f"{path} has an entry {highest}, but the model only {config.vocab_size} embeddings")
+    added = tokenizer.encode("a").special_tokens_mask
+    if sum(takewhile(bool, added)) < sum(added):
+        raise UserError(f"{path} adds a token behind every text; remove it from its post_processor")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; is it the folder of a Hugging Face model?") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({_first_line(error)}); copy it anew") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; copy it anew")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ---------------------------------------------------------------------------------------------------- out
+
+
+def write_folder(
+    folder: Path, model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], model_card: str
+) -> list[Path]:
+    """Writes what transformers, vLLM and llama.cpp read.
+
+    Args:
+        settings: the JSON files of the folder that the model once came from; where one is missing it is made.
+        model_card: the text of `README.md`.
+
+    Returns:
+        The paths of the written files.
+    """
+    weights = {
+        name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()  # tied embeddings once
+    }
+    files = made_settings(model.config, tokenizer) | settings
+    (dtype,) = {str(weight.dtype).removeprefix("torch.") for weight in weights.values()}
+    files["config.json"] = {**files["config.json"], "torch_dtype": dtype}
+    files["config.json"].pop("dtype", None)  # the newer name of the same, which older readers do not know
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
+    texts |= {"tokenizer.json": tokenizer.to_str(pretty=True), "README.md": model_card}
+    with written_whole(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    for name, text in texts.items():
+        with written_whole(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [folder / "model.safetensors", *(folder / name for name in texts)]
+
+
+def made_settings(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The JSON files of settings for a model that was pretrained here."""
+    eos_id, *others = config.eos_ids
+    ends = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": config.pad_id}
+    return {
+        "config.json": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": config.family,
+            **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
+            "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "hidden_act": "silu",
+            "rope_theta": config.rope_theta,
+            "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": None,
+            **ends,
+        },
+        "generation_config.json": {"bos_token_id": None, **ends},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": tokenizer.id_to_token(eos_id),
+            "pad_token": None if config.pad_id is None else tokenizer.id_to_token(config.pad_id),
+            "model_max_length": config.max_positions,
+            "clean_up_tokenization_spaces": False,
+        },
+    }

@@ -1,0 +1,45 @@
+"""Models from named tensors, one tensor in memory at a time besides the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from part3_pretrain.model import ModelConfig, Transformer
+
+
+def filled(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> Transformer:
+    """Makes a model whose weights are copies of the tensors.
+
+    Args:
+        tensors: by the names of `Transformer.named_parameters`; tied output embeddings may be given once more.
+        dtype: number format of the weights; None keeps that of the tensors.
+
+    Raises:
+        ValueError: a tensor is missing, surplus, of another shape or not of floating-point numbers.
+    """
+    with torch.device("meta"):  # no memory for weights that would be overwritten
+        model = Transformer(config)
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    repeated = None
+    for name, tensor in tensors:
+        if config.tie_embeddings and name == "lm_head.weight":
+            repeated = tensor
+            continue
+        if name not in wanted:
+            raise ValueError(f"the tensor {name} is surplus: the config has no place for it")
+        if tensor.shape != wanted.pop(name):
+            shape = list(model.get_parameter(name).shape)
+            raise ValueError(f"the tensor {name} has the shape {list(tensor.shape)}; by the config it must be {shape}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"the tensor {name} holds {tensor.dtype}; quantised weights are not supported")
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, nn.Parameter(tensor.to(dtype or tensor.dtype, copy=True)))
+    if wanted:
+        raise ValueError(f"the tensor {min(wanted)} is missing")
+    model.tie_embeddings()
+    if repeated is not None and not torch.equal(repeated.to(model.lm_head.weight.dtype), model.lm_head.weight):
+        raise ValueError("lm_head.weight differs from the embeddings, though the config ties them")
+    return model

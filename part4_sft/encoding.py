@@ -1,0 +1,98 @@
+"""Pairs as token ids: tokenised, masked and put into batches.
+
+A pair's tokens are
+
+    encode("Customer: {context}\\nAgent:")  +  encode(" {response}") + [EOS]
+    labels: -100 for every one of these     labels: the ids themselves
+
+The two parts are encoded apart, so the boundary between them is exact, and <EOS> is trained like any other token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from part3_pretrain.command_line import UserError
+from part3_pretrain.corpus import IGNORE, pad
+from part4_sft.dataset import Pair
+
+DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
+PADDING = 0  # any id would do: nothing looks at what stands behind the end of a row, and no label asks for it
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tokenised pair: ids of context and response, and labels of the same length that are -100 over the context."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class PairEncoder:
+    """How texts become ids: a tokenizer, the id that ends a response, and the prompt that a context stands in."""
+
+    tokenizer: Tokenizer
+    eos_id: int
+    template: str = DEFAULT_TEMPLATE
+
+    def prompt(self, context: str, room: int) -> list[int]:
+        """The ids that a model answers, at most `room`: a context that is too long loses its beginning.
+
+        Where the tokenizer begins texts with <BOS>, so does every prompt, once. Raises ValueError where no token of
+        the context fits.
+        """
+        encoding = self.tokenizer.encode(self.template.replace("{context}", context))
+        start = sum(encoding.special_tokens_mask)  # <BOS> alone: a text's own "<EOS>" is read as text
+        if room <= start:
+            raise ValueError("no token of its context fits")
+        return encoding.ids[:start] + encoding.ids[start:][start - room :]
+
+    def example(self, pair: Pair, max_length: int) -> Example:
+        """Tokenises and masks a pair.
+
+        Raises:
+            ValueError: the response and one token of context are longer than `max_length`.
+        """
+        response = [*self.tokenizer.encode(f" {pair.response}", add_special_tokens=False).ids, self.eos_id]
+        try:
+            prompt = self.prompt(pair.context, max_length - len(response))
+        except ValueError as error:
+            raise ValueError(f"its response has {len(response)} tokens, too many for {max_length}") from error
+        return Example(prompt + response, [IGNORE] * len(prompt) + response)
+
+    def examples(self, pairs: Iterable[Pair], max_length: int, source: str) -> list[Example]:
+        """Tokenises and masks pairs. Raises UserError naming the first that is too long by its number in `source`."""
+        encoded = []
+        for place, pair in enumerate(pairs, start=1):
+            try:
+                encoded.append(self.example(pair, max_length))
+            except ValueError as error:
+                where = f"{source}, pair {pair.number or place}"
+                raise UserError(f"{where}: {error}; shorten it or raise --max-length") from error
+        return encoded
+
+    def texts(self, replies: list[list[int]]) -> list[str]:
+        """Generated ids as text, without the space that begins a response."""
+        return [text.strip() for text in self.tokenizer.decode_batch(replies)]
+
+
+def collate(examples: list[Example]) -> tuple[Tensor, Tensor]:
+    """Examples as inputs and the labels of the next token, each (batch, time), padded on the right."""
+    inputs = pad([torch.tensor(example.ids[:-1]) for example in examples], PADDING)
+    targets = pad([torch.tensor(example.labels[1:]) for example in examples], IGNORE)
+    return inputs, targets
+
+
+def shuffled_steps(examples: list[Example], batch_size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
+    """One epoch's optimizer steps: every example once, in an order that seed and epoch decide."""
+    order = list(range(len(examples)))
+    Random(f"{seed}/{epoch}").shuffle(order)
+    for start in range(0, len(order), batch_size):
+        yield [examples[index] for index in order[start : start + batch_size]]

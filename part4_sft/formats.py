@@ -1,0 +1,206 @@
+"""People's files become pairs: JSON arrays, JSONL and CSV, in the layouts that other tools use as well.
+
+An entry is an object of one of these layouts (or, in CSV, a row under a header of these names), the same in the whole
+file. Every layout may add "high_quality", 0 or 1, to all of its entries; without it every pair is of high quality.
+
+    {"context", "response"}                 the layout that `dataset.save_pairs` writes
+    {"prompt", "completion"}                TRL
+    {"instruction", "output"}               Alpaca; an "input" that is not empty is the context's next line
+    {"messages": [{"role", "content"}]}     chat, not in CSV; the last message, the assistant's, is the response
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from part3_pretrain.command_line import UserError
+from part4_sft.dataset import Pair
+
+# The keys that an entry must have (that of the context before that of the response), and those that it may have.
+LAYOUTS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("context", "response"): (),
+    ("prompt", "completion"): (),
+    ("instruction", "output"): ("input",),
+    ("messages",): (),
+}
+ROLES = ("system", "user", "assistant")
+
+_RECOGNISED = "; ".join(
+    " + ".join(required) + "".join(f" (+ {key})" for key in optional) for required, optional in LAYOUTS.items()
+)
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which keys were written twice: a plain dict keeps the last value in silence."""
+
+    def __init__(self, items: Iterable[tuple[str, Any]]) -> None:
+        items = list(items)
+        super().__init__(items)
+        self.repeated = [key for key, count in Counter(key for key, _ in items).items() if count > 1]
+
+
+def load_pairs(path: Path) -> list[Pair]:
+    """Reads and checks a file of pairs: CSV if its name ends in .csv, else a JSON array or one JSON object a line.
+
+    The layouts are those of `LAYOUTS`, each with or without "high_quality" (0 or 1). A chat's context is the only
+    message before the response, or one line for each of several: "System: ...", "User: ...", "Assistant: ...".
+
+    Raises:
+        UserError: the file cannot be read, or an entry is not a pair; the message names the line or the entry.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    read_entries = _csv_entries if path.suffix.lower() == ".csv" else _json_entries
+    entries = read_entries(text.removeprefix("\ufeff"), path)  # not "utf-8-sig", which counts bytes after the mark
+    if not entries:
+        raise UserError(f"{path} holds no pairs")
+    first = _checked_object(entries[0], f"{path}, pair 1")
+    return [_pair(entry, first, path, number) for number, entry in enumerate(entries, start=1)]
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _json_entries(text: str, path: Path) -> list[Any]:
+    is_array = text.lstrip().startswith("[")
+    documents = [text] if is_array else text.split("\n")  # not splitlines(): U+2028 is an ordinary character of JSON
+    entries = []
+    for line, document in enumerate(documents, start=1):
+        if not document.strip():
+            continue
+        try:
+            entries.append(json.loads(document, object_pairs_hook=_Object))
+        except json.JSONDecodeError as error:
+            place = f"line {line + error.lineno - 1}, column {error.colno}"
+            wanted = "a file is a JSON array, or one JSON object a line, or CSV with a name that ends in .csv"
+            raise UserError(f"{path} is not JSON: {place}: {error.msg}; {wanted}") from error
+        except (RecursionError, ValueError) as error:
+            fault = "is nested too deeply or holds a number of thousands of digits"
+            raise UserError(f"{path}: what begins in line {line} {fault}, so it cannot be pairs") from error
+    return entries[0] if is_array else entries
+
+
+def _csv_entries(text: str, path: Path) -> list[Any]:
+    if "\0" in text:
+        raise UserError(f"{path} holds a NUL character, so it is not CSV; save it as CSV in UTF-8")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than the usual 128 KiB
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header, *rows = [row for row in reader if row] or [[]]
+    except csv.Error as error:
+        raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from error
+    if "" in header or len(set(header)) < len(header):
+        raise UserError(f"{path}: give every column a name of its own; the header is {_listed(header)}")
+    entries = []
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            fault = f"has {len(row)} cells, and the header has {len(header)}"
+            raise UserError(f'{path}, pair {number}: {fault}; put "quotes" around a cell that holds commas')
+        entry = _Object(zip(header, row))
+        if entry.get("high_quality") in ("0", "1"):  # a cell is text, whatever it holds
+            entry["high_quality"] = int(entry["high_quality"])
+        entries.append(entry)
+    return entries
+
+
+# ---------------------------------------------------------------------------------------------------- entries
+
+
+def _pair(value: object, first: _Object, path: Path, number: int) -> Pair:
+    """One entry as a pair; the file's layout is the one that has the most keys in common with the first entry."""
+    where = f"{path}, pair {number}"
+    entry = _checked_object(value, where)
+    required = max(LAYOUTS, key=lambda keys: len(first.keys() & {*keys, *LAYOUTS[keys]}))
+    optional = LAYOUTS[required]
+    fault = _fault_of_keys(entry, required, (*optional, "high_quality"))
+    if not fault and ("high_quality" in entry) != ("high_quality" in first):
+        fault = '"high_quality" must be in all entries or in none'
+    if fault:
+        keys = _listed(entry) if entry is first else f"{_listed(entry)} where pair 1 has {_listed(first)}"
+        is_one_text = "text" in entry and not entry.keys() & set(required)
+        advice = 'split "text" into "messages", or into "prompt" and "completion"; ' if is_one_text else ""
+        raise UserError(f"{where}: {fault}; it has {keys}; {advice}the layouts, one for a whole file: {_RECOGNISED}")
+    high_quality = entry.get("high_quality", 1)
+    if type(high_quality) is not int or high_quality not in (0, 1):  # True == 1 == 1.0, but they are no ratings
+        raise UserError(f'{where}: "high_quality" must be 0 or 1, not {_shown(high_quality)}')
+    if required == ("messages",):
+        context, response = _conversation(entry["messages"], where)
+    else:
+        context_key, response_key = required
+        parts = [_text(entry, context_key, where)]
+        parts += [_text(entry, key, where, may_be_empty=True) for key in optional if key in entry]
+        context, response = "\n".join(filter(str.strip, parts)), _text(entry, response_key, where)
+    return Pair(context, response, high_quality, number)
+
+
+def _conversation(messages: object, where: str) -> tuple[str, str]:
+    """Context and response of a chat."""
+    if not isinstance(messages, list):
+        wanted = 'a list of objects {"role", "content"}, in a JSON or JSONL file'
+        raise UserError(f'{where}: "messages" must be {wanted}, not {_shown(messages)}')
+    turns = []
+    for number, value in enumerate(messages, start=1):
+        place = f"{where}, message {number}"
+        message = _checked_object(value, place)
+        if fault := _fault_of_keys(message, ("role", "content"), ()):
+            raise UserError(f"{place}: {fault}; it has {_listed(message)} and must have role + content")
+        if message["role"] not in ROLES:
+            raise UserError(f'{place}: "role" must be one of {", ".join(ROLES)}, not {_shown(message["role"])}')
+        turns.append((message["role"], _text(message, "content", place)))
+    if len(turns) < 2 or turns[-1][0] != "assistant":
+        raise UserError(f'{where}: "messages" must be one message or more, and then a last one from the assistant')
+    *before, (_, response) = turns
+    if len(before) == 1:
+        return before[0][1], response
+    return "\n".join(f"{role.capitalize()}: {content}" for role, content in before), response
+
+
+def _checked_object(value: object, where: str) -> _Object:
+    if not isinstance(value, _Object):
+        raise UserError(f'{where}: must be an object, {{"key": value, ...}}, not {_shown(value)}')
+    if value.repeated:
+        raise UserError(f"{where}: the key {_shown(value.repeated[0])} is there twice; keep one of them")
+    return value
+
+
+def _fault_of_keys(entry: _Object, required: tuple[str, ...], optional: tuple[str, ...]) -> str:
+    """What is wrong with the entry's keys; empty if nothing is."""
+    for key in required:
+        if key not in entry:
+            return f'the key "{key}" is missing'
+    unknown = [key for key in entry if key not in required + optional]
+    return f"unknown key {_shown(unknown[0])}: remove it" if unknown else ""
+
+
+def _text(entry: _Object, key: str, where: str, may_be_empty: bool = False) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        advice = '; a conversation goes into "messages"' if isinstance(value, list) and key != "content" else ""
+        raise UserError(f'{where}: "{key}" must be text, not {_shown(value)}{advice}')
+    if not value.strip() and not may_be_empty:
+        raise UserError(f'{where}: "{key}" is empty')
+    if re.search(r"[\ud800-\udfff]", value):
+        raise UserError(f'{where}: "{key}" holds half of a character (a lone surrogate)')
+    return value
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return f"{', '.join(map(_shown, keys)) or 'no keys':.200}"
+
+
+def _shown(value: object) -> str:
+    """A JSON value in one short line; lists and objects by their kind alone, for they may be nested deeply."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return f"{json.dumps(value):.40}"

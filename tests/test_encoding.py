@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from part3_pretrain.command_line import UserError
+from part3_pretrain.tokenizer import EOS, PAD
+from part4_sft.dataset import Pair
+from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
+
+# ---------------------------------------------------------------------------------------------------- tokens
+
+PAIR = Pair("My walnut desk arrived broken (order 48213).", "I am sorry about the damage.")
+
+
+def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
+    context = encoder.tokenizer.encode("Customer: My walnut desk arrived broken (order 48213).\nAgent:").ids
+    response = encoder.tokenizer.encode(" I am sorry about the damage.").ids
+    eos = encoder.tokenizer.token_to_id(EOS)
+
+    example = encoder.example(PAIR, 512)
+    assert example.ids == context + response + [eos]
+    assert example.labels == [-100] * len(context) + response + [eos]
+    assert (
+        encoder.tokenizer.decode([label for label in example.labels if label != -100])
+        == " I am sorry about the damage."
+    )
+
+
+def test_control_tokens_are_different_and_come_from_no_text(encoder: PairEncoder) -> None:
+    pad, eos = encoder.tokenizer.token_to_id(PAD), encoder.tokenizer.token_to_id(EOS)
+    example = encoder.example(Pair("<EOS> <PAD>", "<PAD> <EOS>"), 512)
+    assert pad != eos
+    assert example.ids.count(eos) == 1 and example.ids[-1] == eos
+    assert pad not in example.ids
+
+
+def test_what_is_too_long_loses_the_beginning_of_its_context_and_nothing_of_its_response(encoder: PairEncoder) -> None:
+    whole = encoder.example(PAIR, 512)
+    response = [label for label in whole.labels if label != -100]
+    for max_length in range(len(response) + 1, len(whole.ids)):
+        cut = encoder.example(PAIR, max_length)
+        assert cut.ids == whole.ids[-max_length:]
+        assert cut.labels == whole.labels[-max_length:]
+    with pytest.raises(ValueError, match=str(len(response))):
+        encoder.example(PAIR, len(response))
+
+
+def test_a_response_without_room_is_named(encoder: PairEncoder) -> None:
+    pairs = [Pair("a", "b"), Pair("a", "b " * 50), Pair("a", "b")]
+    with pytest.raises(UserError, match=r"mine\.json, pair 2"):
+        encoder.examples(pairs, 30, "mine.json")
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+def test_collate_shifts_by_one_and_pads_on_the_right() -> None:
+    short = Example([5, 6, 7], [-100, 6, 7])
+    long = Example([5, 8, 9, 2, 1], [-100, -100, 9, 2, 1])
+    inputs, targets = collate([short, long])
+    assert torch.equal(inputs, torch.tensor([[5, 6, 0, 0], [5, 8, 9, 2]]))
+    assert torch.equal(targets, torch.tensor([[6, 7, -100, -100], [-100, 9, 2, 1]]))
+
+
+def test_padding_is_never_a_target(made: dict[str, list[Pair]], encoder: PairEncoder) -> None:
+    pad = encoder.tokenizer.token_to_id(PAD)
+    examples = encoder.examples(made["sft_dataset"][:20], 512, "")
+    inputs, targets = collate(examples)
+    assert (inputs == pad).any() and not (targets == pad).any()
+    assert (targets != -100).sum() == sum(label != -100 for example in examples for label in example.labels)
+
+
+def test_every_epoch_sees_each_example_once_in_its_own_seeded_order() -> None:
+    examples = [Example([number], [number]) for number in range(21)]
+
+    def order(epoch: int, seed: int) -> list[list[int]]:
+        return [[example.ids[0] for example in step] for step in shuffled_steps(examples, 8, epoch, seed)]
+
+    first = order(epoch=1, seed=0)
+    assert [len(step) for step in first] == [8, 8, 5]
+    assert sorted(number for step in first for number in step) == list(range(21))
+    assert first == order(epoch=1, seed=0)
+    assert first != order(epoch=2, seed=0)
+    assert first != order(epoch=1, seed=1)
