@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from part3_pretrain.command_line import UserError
-from part3_pretrain.tokenizer import EOS, PAD
+from part3_pretrain.tokenizer import EOS, PAD, load_tokenizer
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
 
@@ -50,6 +52,23 @@ def test_a_response_without_room_is_named(encoder: PairEncoder) -> None:
     pairs = [Pair("a", "b"), Pair("a", "b " * 50), Pair("a", "b")]
     with pytest.raises(UserError, match=r"mine\.json, pair 2"):
         encoder.examples(pairs, 30, "mine.json")
+
+
+def test_a_prompt_begins_with_bos_once_where_the_tokenizer_asks_for_it(tokenizer: Tokenizer) -> None:
+    bos = tokenizer.token_to_id("a")  # any entry will do
+    with_bos = load_tokenizer(tokenizer.to_str())
+    with_bos.post_processor = TemplateProcessing(single="<BOS> $A", special_tokens=[("<BOS>", bos)])
+    plain, ours = PairEncoder(tokenizer, eos_id=1), PairEncoder(with_bos, eos_id=1)
+    example, without = ours.example(PAIR, 512), plain.example(PAIR, 512)
+    assert example.ids == [bos, *without.ids] and example.labels == [-100, *without.labels]
+    assert ours.prompt(PAIR.context, 10) == [bos, *plain.prompt(PAIR.context, 9)]
+    with pytest.raises(ValueError, match="no token"):
+        ours.prompt(PAIR.context, 1)
+
+
+def test_the_template_is_the_users_and_braces_in_a_context_are_text(tokenizer: Tokenizer) -> None:
+    encoder = PairEncoder(tokenizer, 1, "Q: {context} {not a slot}\nA:")
+    assert tokenizer.decode(encoder.prompt("{context} {0}", 99)) == "Q: {context} {0} {not a slot}\nA:"
 
 
 # ---------------------------------------------------------------------------------------------------- batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +18,12 @@ import sacrebleu
 import torch
 from nltk import wordpunct_tokenize
 from rouge_score.rouge_scorer import RougeScorer
+from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.command_line import exit_status
+from part3_pretrain.huggingface import write_folder
+from part3_pretrain.model import Transformer
 from part4_sft import sft
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
@@ -238,6 +242,62 @@ def test_a_second_run_gives_the_same_weights_and_replies(run: Run, command: Comm
         assert path.read_bytes() == (tmp_path / "outputs" / path.name).read_bytes()
 
 
+# --------------------------------------------------------------------------------------------------- own data and model
+
+
+def test_anybodys_pairs_and_a_hugging_face_model(
+    command: Command, tiny_model: Transformer, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """No retail world, so no rubric anywhere; a tenth of the contexts for the test and another for validation."""
+    write_folder(tmp_path / "model", tiny_model, tokenizer, {}, "")
+    entries = [{"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(30)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    given = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "mine.jsonl"), "--max-new-tokens", "4"]
+    given += ["--epochs", "1", "--prompt-template", r"Q: {context}\nA:", "--dtype", "bfloat16", "--lora-rank", "2"]
+    given += ["--gradient-checkpointing", "--gradient-accumulation-steps", "2"]
+    status, printed, complained = command(*given, *in_folder(tmp_path))
+    assert (status, complained) == (0, "")
+
+    out = tmp_path / "outputs"
+    sets = {name: load_pairs(out / f"{name}.json") for name in ("sft_dataset", "sft_test", "sft_validation")}
+    assert {name: len(pairs) for name, pairs in sets.items()} == {
+        "sft_dataset": 24, "sft_test": 3, "sft_validation": 3
+    }  # fmt: skip
+    assert len({pair.context for pairs in sets.values() for pair in pairs}) == 30
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["dataset"] == {"sft_dataset": 24, "sft_test": 3, "sft_validation": 3, "trained_on": 24}
+    assert evaluation["sft"].keys() >= {"bleu", "rouge_l", "stops_by_itself", "perplexity"}
+    report = (out / "README_Part4_SFT_Comprehensive.md").read_text()
+    for of_retail in ("rating", "rated", "item", "resolution", "unseen", "typo", "ideal"):
+        assert not re.search(rf"\b{of_retail}\b", report + printed + json.dumps(evaluation)), of_retail
+
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt", dtype=None)
+    assert {parameter.dtype for parameter in checkpoint.model.parameters()} == {torch.bfloat16}
+    assert checkpoint.hugging_face["config.json"]["model_type"] == "llama"
+
+
+def test_pairs_of_the_retail_world_are_held_out_only_where_that_is_asked_for(
+    command: Command, tiny_checkpoint: Path, made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    save_pairs(tmp_path / "mine.json", made["sft_dataset"][:20] + made["sft_dataset"][500:520])
+    given = ["--model", str(tiny_checkpoint), "--data", str(tmp_path / "mine.json"), "--test-fraction", "0.2"]
+    given += ["--epochs", "1", "--max-new-tokens", "1", "--samples-per-context", "1"]
+    assert command(*given, *in_folder(tmp_path))[0] == 0
+    evaluation = json.loads((tmp_path / "outputs" / "evaluation.json").read_text())
+    assert evaluation["dataset"] == {"sft_dataset": 32, "sft_test": 4, "sft_validation": 4, "trained_on": 12}
+    assert "rating" in evaluation["sft"] and "unseen_wording" not in evaluation
+
+
+def test_a_test_context_that_is_trained_on_is_told(
+    command: Command, tiny_checkpoint: Path, made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    save_pairs(tmp_path / "mine.json", made["sft_dataset"][:4])
+    files = [part for name in ("--data", "--test-data") for part in (name, str(tmp_path / "mine.json"))]
+    given = ["--model", str(tiny_checkpoint), "--epochs", "1", "--max-new-tokens", "1", "--samples-per-context", "1"]
+    _, _, complained = command(*given, *files, *in_folder(tmp_path))
+    assert complained == "note: 4 of 4 test contexts are in the training data too\n"
+
+
 def test_help_names_every_option(command: Command) -> None:
     status, printed, _ = command("--help")
     assert status == 0
@@ -259,6 +319,11 @@ GOOD_PAIR = {"context": "Where is it?", "response": "Here.", "high_quality": 1}
         (["--data", "low.json"], "low.json"),
         (["--data", "long.json"], "long.json, pair"),
         (["--test-data", "label.json"], "label.json, pair 2"),
+        (["--data", "few.json"], "too few"),
+        (["--test-fraction", "0.2"], "--data"),
+        (["--test-fraction", "0.5"], "--test-fraction"),
+        (["--prompt-template", "Q: "], "{context}"),
+        (["--model", "empty"], "config.json"),
         (["--out-dir", "a file"], "a file"),
         (["--checkpoint-dir", "a file"], "a file"),
         (["--epochs", "-1"], "--epochs"),
@@ -285,10 +350,12 @@ def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
     Path("damaged.pt").write_bytes(tiny_checkpoint.read_bytes()[:5000])
     Path("a file").write_text("precious")
     Path("malformed.json").write_text('[{"context": "Where')
+    Path("empty").mkdir()
     low, long = GOOD_PAIR | {"high_quality": 0}, GOOD_PAIR | {"response": "word " * 600}
     for name, pairs in {
         "label.json": [GOOD_PAIR, GOOD_PAIR | {"high_quality": 2}],
         "low.json": [low, low],
+        "few.json": [GOOD_PAIR, GOOD_PAIR],
         "long.json": [low, *({**pair, "context": f"Where is {n}?"} for n, pair in enumerate([long] * 5))],
     }.items():
         Path(name).write_text(json.dumps(pairs))

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from part3_pretrain.model import Transformer
+from part4_sft import training
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import Example, PairEncoder, collate
+from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
 from part4_sft.generation import Sampling, generate
 from part4_sft.sft import chosen, fine_tune
 from part4_sft.training import masked_loss, mean_loss, train
@@ -65,6 +66,21 @@ def test_padding_changes_neither_the_loss_nor_its_gradient(tiny_model: Transform
     assert torch.allclose(*found, atol=1e-5)
 
 
+def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient(
+    tiny_model: Transformer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for at_once in (training.LOGITS_AT_ONCE, 50 * tiny_model.config.vocab_size, 1):
+        monkeypatch.setattr(training, "LOGITS_AT_ONCE", at_once)
+        model = copy.deepcopy(tiny_model)
+        loss = masked_loss(model, *collate(examples[: 2 if at_once == 1 else 11]))
+        loss.backward()
+        found.append(torch.cat([loss.detach()[None], *(p.grad.flatten() for p in model.parameters())]))
+        assert mean_loss(model, examples) == pytest.approx(mean_loss(tiny_model, examples), abs=1e-6)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-5)
+    assert found[2][0] < found[0][0]
+
+
 def test_only_what_precedes_a_response_token_gets_gradient(tiny_model: Transformer, examples: list[Example]) -> None:
     model, gradients = copy.deepcopy(tiny_model), []
     model.norm.register_full_backward_hook(lambda module, inputs, outputs: gradients.append(outputs[0][0]))
@@ -84,6 +100,40 @@ def test_accumulation_does_not_change_the_trajectory(tiny_model: Transformer, ex
         assert its_losses == pytest.approx(losses, abs=1e-5)
         assert torch.allclose(weights(accumulated), weights(whole), atol=1e-5)
     assert not torch.allclose(weights(whole), weights(tiny_model), atol=1e-4)
+
+
+def test_gradient_checkpointing_does_not_change_the_trajectory(
+    tiny_model: Transformer, examples: list[Example]
+) -> None:
+    model, losses = trained(tiny_model, examples, FAST)
+    frugal = copy.deepcopy(tiny_model)
+    frugal.gradient_checkpointing = True
+    frugal, its_losses = trained(frugal, examples, FAST)
+    assert its_losses == pytest.approx(losses, abs=1e-6)
+    assert torch.allclose(weights(frugal), weights(model), atol=1e-6)
+
+
+def test_the_gradient_norm_of_a_step_is_that_of_its_mean_loss(tiny_model: Transformer, examples: list[Example]) -> None:
+    config = replace(FAST, epochs=1, gradient_accumulation_steps=4)
+    (first, _) = train(copy.deepcopy(tiny_model), examples, config, after_epoch=lambda epoch, loss: None)
+    model, step = copy.deepcopy(tiny_model), next(shuffled_steps(examples, 8, 1, config.seed))
+    inputs, targets = collate(step)
+    (masked_loss(model, inputs, targets) / (targets != -100).sum()).backward()
+    assert first.gradient_norm == pytest.approx(
+        torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("moments_dtype", ["float32", "bfloat16"])
+def test_weights_in_bfloat16_learn_and_stay_in_bfloat16(
+    tiny_model: Transformer, examples: list[Example], moments_dtype: str
+) -> None:
+    torch.manual_seed(0)
+    config = replace(FAST, learning_rate=1e-2, epochs=8, moments_dtype=moments_dtype)
+    _, exact = trained(tiny_model, examples, config)
+    model, losses = trained(copy.deepcopy(tiny_model).bfloat16(), examples, config)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert losses[-1] < exact[0] - 1 and losses[-1] == pytest.approx(exact[-1], abs=0.1)
 
 
 def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examples: list[Example]) -> None:

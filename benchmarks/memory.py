@@ -1,0 +1,88 @@
+"""How much memory does fine-tuning need? python -m benchmarks.memory
+
+Trains a model of SmolLM2's 135M shape, with random weights, for two steps of 8 pairs of 256 tokens, once for each
+way to save memory, each in a process of its own, and prints the peak of that process less what Python and torch need.
+For larger models it computes what weights, gradients and Adam's moments need, which is the same for every machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+
+import torch
+
+from part3_pretrain.model import ModelConfig, Transformer
+from part4_sft.config import SFTConfig
+from part4_sft.encoding import Example
+from part4_sft.lora import PROJECTIONS, add_lora
+from part4_sft.report import markdown_table
+from part4_sft.training import train
+
+SHAPES = {
+    "135M (SmolLM2)": ModelConfig(49152, 576, 1536, 30, 9, 3, max_positions=8192),
+    "1B (Llama 3.2)": ModelConfig(128256, 2048, 8192, 16, 32, 8, max_positions=131072),
+    "8B (Llama 3.1)": ModelConfig(128256, 4096, 14336, 32, 32, 8, max_positions=131072, tie_embeddings=False),
+}
+BASE = SFTConfig(epochs=1)
+WAYS = {
+    "float32": BASE,
+    "--dtype bfloat16": replace(BASE, dtype="bfloat16"),
+    "--dtype bfloat16 --moments-dtype bfloat16": replace(BASE, dtype="bfloat16", moments_dtype="bfloat16"),
+    "--dtype bfloat16 --lora-rank 16": replace(BASE, dtype="bfloat16", lora_rank=16),
+}
+PAIRS, TOKENS = 16, 256
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        print(measured(WAYS[sys.argv[1]], sys.argv[2] == "True"))
+        return
+    rows = []
+    for way, config in WAYS.items():
+        peaks = [
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.memory", way, str(checkpointing)],
+                capture_output=True, text=True, check=True,
+            ).stdout
+            for checkpointing in (False, True)
+        ]  # fmt: skip
+        rows.append([way, *(f"{float(peak):.1f}" for peak in peaks)])
+        rows[-1] += [f"{computed(shape, config):.1f}" for shape in SHAPES.values()]
+    header = ["GB", "135M measured", "and --gradient-checkpointing", *(f"{name} computed" for name in SHAPES)]
+    print(markdown_table(header, rows))
+
+
+def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
+    """Gigabytes that this process came to need for two steps."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.set_default_dtype(getattr(torch, config.dtype))
+    model = Transformer(SHAPES["135M (SmolLM2)"])
+    torch.set_default_dtype(torch.float32)
+    if config.lora_rank:
+        add_lora(model, config.lora_rank)
+    model.gradient_checkpointing = gradient_checkpointing
+    ids = torch.randint(49152, (PAIRS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    examples = [Example(row, [-100] * (TOKENS // 2) + row[TOKENS // 2 :]) for row in ids]
+    train(model, examples, config, after_epoch=lambda epoch, loss: None)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+
+
+def computed(shape: ModelConfig, config: SFTConfig) -> float:
+    """Gigabytes of weights, gradients and both moments; activations come on top."""
+    with torch.device("meta"):
+        model = Transformer(shape)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    learnt = weights
+    if config.lora_rank:
+        projections = [module for name, module in model.named_modules() if name.endswith(tuple(PROJECTIONS))]
+        learnt = sum(config.lora_rank * (layer.in_features + layer.out_features) for layer in projections)
+    weight_bytes = 2 if config.dtype == "bfloat16" else 4
+    moment_bytes = 2 if config.moments_dtype == "bfloat16" else 4
+    return (weights * weight_bytes + learnt * (weight_bytes + 2 * moment_bytes)) / 1e9
+
+
+if __name__ == "__main__":
+    main()

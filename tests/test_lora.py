@@ -1,0 +1,45 @@
+"""LoRA by peft: few parameters learn, and what comes out is a model like any other."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+
+from part3_pretrain.command_line import UserError
+from part3_pretrain.model import Transformer
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import Pair
+from part4_sft.encoding import PairEncoder
+from part4_sft.lora import add_lora, merge_lora
+from part4_sft.training import mean_loss, train
+
+
+def test_only_the_small_matrices_learn_and_they_are_merged_in_the_end(
+    tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
+) -> None:
+    torch.manual_seed(0)
+    model, examples = copy.deepcopy(tiny_model), encoder.examples(made["sft_dataset"][:8], 512, "")
+    before = mean_loss(model, examples)
+    lora = add_lora(model, rank=2)
+    assert mean_loss(model, examples) == before  # nothing has been learnt yet
+    config = SFTConfig(epochs=20, learning_rate=1e-2)
+    train(model, examples, config, after_epoch=lambda epoch, loss: None)
+    learnt = mean_loss(model.eval(), examples)
+    assert learnt < before - 0.05
+
+    merge_lora(lora)
+    assert mean_loss(model, examples) == pytest.approx(learnt, abs=1e-4)
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [name for name, _ in tiny_model.named_parameters()]
+    for name, weight in tiny_model.named_parameters():
+        rank = torch.linalg.matrix_rank(model.get_parameter(name) - weight, atol=1e-5) if weight.dim() == 2 else 0
+        assert rank == (2 if "_proj" in name else 0), name
+
+
+def test_without_peft_it_says_what_to_install(tiny_model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match="pip install peft"):
+        add_lora(copy.deepcopy(tiny_model), rank=2)
