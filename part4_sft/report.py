@@ -69,7 +69,7 @@ def smoothed(losses: list[float], decay: float = 0.95) -> list[float]:
 # ---------------------------------------------------------------------------------------------------- text
 
 MEASURES = {  # key in `evaluation.json`: (name, how it is written, which way is better, what it means)
-    "bleu": ("BLEU", "{:.3f}", "higher", "mean sentence BLEU against one ideal reply, smoothed"),
+    "bleu": ("BLEU", "{:.3f}", "higher", "mean sentence BLEU against the reference reply, smoothed"),
     "corpus_bleu": ("corpus BLEU", "{:.3f}", "higher", "BLEU of all n-grams counted together"),
     "rouge_l": ("ROUGE-L", "{:.3f}", "higher", "mean F1 of the longest common subsequence with that reply"),
     "rating": ("rating", "{:.2f}", "higher", "mean rating by the rubric, 1.0 to 5.0"),
@@ -81,7 +81,7 @@ MEASURES = {  # key in `evaluation.json`: (name, how it is written, which way is
     "both_problems_resolved": ("both problems", "{:.1%}", "higher", "resolves both, of the contexts with two"),
     "stops_by_itself": ("stops by itself", "{:.1%}", "higher", "ends with `<EOS>` within the token limit"),
     "length_ratio": ("length ratio", "{:.2f}", "near 1", "words of the replies per word of the references"),
-    "distinct_2": ("distinct-2", "{:.3f}", "near the ideal agent's", "different pairs of words among all pairs"),
+    "distinct_2": ("distinct-2", "{:.3f}", "near that of references", "different pairs of words among all pairs"),
     "perplexity": ("perplexity", "{:.2f}", "lower", "of the reference's tokens, given the context"),
 }
 AUTHORS = {"pretrained": "pretrained", "sft": "SFT", "ceiling": "ideal agent"}
