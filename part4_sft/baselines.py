@@ -11,6 +11,8 @@ from nltk import wordpunct_tokenize
 from part4_sft.dataset import Pair
 from part4_sft.metrics import Replies
 
+AT_ONCE = 100  # test contexts; their vectors are as long as the vocabulary
+
 
 def most_common_replies(training: list[Pair], pairs: list[Pair]) -> Replies:
     """The most frequent training response, whatever is asked."""
@@ -20,19 +22,33 @@ def most_common_replies(training: list[Pair], pairs: list[Pair]) -> Replies:
 
 def nearest_replies(training: list[Pair], pairs: list[Pair]) -> Replies:
     """The response to the most similar training context: cosine of TF-IDF weights over lower-case words."""
-    documents = [Counter(wordpunct_tokenize(pair.context.lower())) for pair in training]
+    documents = [_words(pair) for pair in training]
     frequency = Counter(word for document in documents for word in document)
-    column = {word: index for index, word in enumerate(frequency)}
-    idf = torch.tensor([math.log(len(documents) / count) for count in frequency.values()])
-
-    def vectors(counts: list[Counter[str]]) -> torch.Tensor:
-        weights = torch.zeros(len(counts), len(column))
-        for row, count in enumerate(counts):
-            for word, times in count.items():
-                if word in column:
-                    weights[row, column[word]] = times
-        return torch.nn.functional.normalize(weights * idf, dim=-1)
-
-    asked = vectors([Counter(wordpunct_tokenize(pair.context.lower())) for pair in pairs])
-    nearest = (asked @ vectors(documents).T).argmax(-1).tolist()
+    idf = {word: math.log(len(documents) / count) for word, count in frequency.items()}
+    known = _vectors(documents, idf)
+    nearest: list[int] = []
+    for start in range(0, len(pairs), AT_ONCE):
+        asked = _vectors([_words(pair) for pair in pairs[start : start + AT_ONCE]], idf).to_dense()
+        nearest += torch.sparse.mm(known, asked.T).argmax(0).tolist()
     return Replies([training[index].response for index in nearest], [True] * len(pairs))
+
+
+def _words(pair: Pair) -> Counter[str]:
+    return Counter(wordpunct_tokenize(pair.context.lower()))
+
+
+def _vectors(documents: list[Counter[str]], idf: dict[str, float]) -> torch.Tensor:
+    """Sparse vectors of length 1 over the words that are known, (documents, words)."""
+    column = {word: index for index, word in enumerate(idf)}
+    entries = [
+        (row, column[word], times * idf[word])
+        for row, document in enumerate(documents)
+        for word, times in document.items()
+        if word in idf
+    ]
+    rows, columns = torch.tensor([entry[:2] for entry in entries], dtype=torch.long).reshape(-1, 2).T
+    weights = torch.tensor([weight for *_, weight in entries])
+    squares = torch.zeros(len(documents)).index_add(0, rows, weights.square())
+    weights = weights / squares[rows].clamp(min=1e-12).sqrt()
+    shape = (len(documents), len(idf))
+    return torch.sparse_coo_tensor(torch.stack([rows, columns]), weights, shape, check_invariants=True)

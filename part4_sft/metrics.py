@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from statistics import fmean, stdev
 from typing import Any
@@ -26,6 +27,7 @@ from part4_sft.training import mean_loss
 
 Scores = dict[str, float]
 Entry = dict[str, Any]  # one context and the replies to it, as in `replies.json`
+REMEMBERED = 2**16  # scores: those of the tables are asked for once more by the bootstrap
 _smoothing = SmoothingFunction().method1
 _rouge = RougeScorer(["rougeL"])
 
@@ -33,11 +35,13 @@ _rouge = RougeScorer(["rougeL"])
 # ---------------------------------------------------------------------------------------------------- texts
 
 
+@lru_cache(REMEMBERED)
 def bleu(reply: str, reference: str) -> float:
     """Sentence BLEU (Papineni et al. 2002), 0 to 1, of words and punctuation marks, by NLTK's smoothing method 1."""
     return sentence_bleu([wordpunct_tokenize(reference)], wordpunct_tokenize(reply), smoothing_function=_smoothing)
 
 
+@lru_cache(REMEMBERED)
 def rouge_l(reply: str, reference: str) -> float:
     """F1 of the longest common subsequence of words (Lin 2004), 0 to 1."""
     return _rouge.score(reference, reply)["rougeL"].fmeasure
