@@ -21,12 +21,15 @@ IGNORE = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
 
 KINDS = {  # shares of the documents
-    "unanswered": 0.30,  # a customer says a problem twice: which words mean the same
-    "policy": 0.15,  # a problem by its name, and what is done about it
-    "conversation": 0.55,
+    "unanswered": 0.24,  # a customer says a problem twice: which words mean the same
+    "policy": 0.12,  # a problem by its name, and what is done about it
+    "product": 0.20,  # a product that is asked for: how its name is spelled, or copied if nobody has heard of it
+    "conversation": 0.44,
 }
-TWO_PROBLEMS, INVENTED_ITEMS = 0.5, 0.15  # shares of all scenarios
+TWO_PROBLEMS, INVENTED_ITEMS = 0.5, 0.2  # shares of all scenarios
 RESTATED_ONLY = 0.4  # share of the unanswered that use a phrase reserved for them
+TYPOS_IN_PRODUCT = [0, 1, 1, 1, 2, 2]  # one of these, where a product of the catalogue is asked for
+MISTYPED, MOST_TYPOS, IN_ITEM = 0.25, 2, 0.5  # share of the conversations about such, and of typos in the item
 RESTATED, IDEAL, CONTINUED = 0.3, 0.21, 0.1  # shares of the conversations
 
 
@@ -36,6 +39,11 @@ def draw_conversation(rng: Random) -> str:
     (kind,) = rng.choices(list(KINDS), KINDS.values())
     if kind == "unanswered":
         return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
+    can_be_mistyped = retail.in_catalogue(scenario.item)  # what is spelled wrong has to be spelled somehow
+    if kind == "product":
+        typos = rng.choice(TYPOS_IN_PRODUCT) if can_be_mistyped else 0
+        asked, named = retail.draw_product_question(scenario, typos, rng)
+        return f"Customer: {asked}\nAgent: {named}"
     if kind == "policy":
         question = retail.draw_policy_question(scenario.intents, rng)
         return f"Customer: {question}\nAgent: {retail.policy_answer(scenario.intents, rng)}"
@@ -43,6 +51,10 @@ def draw_conversation(rng: Random) -> str:
         context = retail.draw_restated_context(scenario, rng, restated_only=False)
     else:
         context = retail.draw_context(scenario, rng)
+    if can_be_mistyped and rng.random() < MISTYPED:
+        typed = scenario
+        for _ in range(rng.randint(1, MOST_TYPOS)):
+            context, typed = retail.mistype(context, typed, rng, in_item=rng.random() < IN_ITEM)
     reply = retail.ideal_reply(scenario, rng) if rng.random() < IDEAL else retail.typical_reply(scenario, rng)
     text = f"Customer: {context}\nAgent: {reply}"
     while rng.random() < CONTINUED:

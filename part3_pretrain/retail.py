@@ -48,6 +48,7 @@ class Scenario:
     intents: tuple[Intent, ...]
     item: str
     order_number: str | None = None
+    misspelled: str | None = None  # the item as this customer writes it, where that is wrong
 
 
 # ---------------------------------------------------------------------------------------------------- scenarios
@@ -91,6 +92,11 @@ def invent_item(rng: Random, *, held_out: bool) -> str:
         name = "".join(rng.choices(WORLD["products"]["syllables"], k=rng.randint(2, 3)))
         if (crc32(name.encode()) % 5 == 0) == held_out:
             return name
+
+
+def in_catalogue(item: str) -> bool:
+    """Whether a product of this name is sold, rather than invented or misspelled."""
+    return _PRODUCT.fullmatch(item) is not None
 
 
 def held_out_item(intent: Intent, item: str) -> bool:
@@ -144,6 +150,15 @@ def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> str:
     return _name(intents, WORLD["customer"]["policy_questions"], rng)
 
 
+def draw_product_question(scenario: Scenario, typos: int, rng: Random) -> tuple[str, str]:
+    """A customer asks for the item, spelled with so many typos, and an agent names it as the catalogue does."""
+    spelled = scenario.item
+    for _ in range(typos):
+        spelled, scenario = mistype(spelled, scenario, rng, in_item=True)
+    asked = _fill(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled), "")
+    return asked, _fill(rng.choice(WORLD["product_questions"]["agent"]), scenario, "")
+
+
 def _name(intents: tuple[Intent, ...], patterns: list[str], rng: Random) -> str:
     return rng.choice(patterns).replace("{topic}", " and about ".join(rng.choice(intent.topics) for intent in intents))
 
@@ -180,23 +195,32 @@ def _fill(text: str, scenario: Scenario, order: str) -> str:
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
-def mistype(context: str, scenario: Scenario, rng: Random) -> tuple[str, Scenario]:
-    """Swaps, drops or doubles a letter of one word of at least four, but so that no other product is named.
+def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = False) -> tuple[str, Scenario]:
+    """Swaps, drops or doubles a letter of one word, but so that no other product is named.
+
+    Args:
+        in_item: mistype a word of the item, however short; else any word of at least four letters.
 
     Returns:
-        The new context, and the scenario with the item spelled as the customer now spells it.
+        The new context, and the scenario that knows how the customer now spells the item.
     """
+    spelled = scenario.misspelled or scenario.item
+    start = context.index(spelled)
+    end = start + len(spelled)
+    if in_item:
+        words = list(re.compile("[A-Za-z]{2,}").finditer(context, start, end))
+    else:
+        words = list(re.finditer("[A-Za-z]{4,}", context))
     while True:
-        word = rng.choice(list(re.finditer(r"[A-Za-z]{4,}", context)))
+        word = rng.choice(words)
         place = rng.randrange(word.start(), word.end() - 1)
         left, right = context[place : place + 2]
         mistyped = context[:place] + rng.choice([right + left, right, left + left + right]) + context[place + 2 :]
         if mistyped != context and {scenario.item}.issuperset(_PRODUCT.findall(mistyped)):
             break
-    if scenario.item in mistyped:
+    if not start <= place < end:
         return mistyped, scenario
-    before, _, after = context.partition(scenario.item)
-    return mistyped, replace(scenario, item=mistyped[len(before) : len(mistyped) - len(after)])
+    return mistyped, replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
 
 
 def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:
@@ -287,7 +311,7 @@ class Rating:
     """What the rubric found in one reply, criterion by criterion."""
 
     acknowledgement: bool
-    item: bool  # the customer's item is named, letter for letter
+    item: bool  # the customer's item is named, letter for letter as the catalogue or the customer spells it
     wrong_item: bool  # some other item of the catalogue is named
     resolved: float  # share of the customer's problems that get the resolution the policy prescribes
     wrong_resolution: bool  # a resolution is offered for a problem the customer does not have
@@ -334,10 +358,11 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     """Rates a reply to a customer by the rubric in `retail.toml`; upper and lower case are the same to it."""
     text = " ".join(reply.lower().split())
     item = scenario.item.lower()
+    spellings = _any_of([item, (scenario.misspelled or item).lower()])
     answered = {intent for intent in INTENTS if intent.evidence.lower() in text}
     return Rating(
         acknowledgement=any(words in text for words in WORLD["rubric"]["acknowledgement"]),
-        item=re.search(rf"\b{re.escape(item)}\b", text) is not None,
+        item=re.search(rf"\b(?:{spellings})\b", text) is not None,
         wrong_item=any(product != item for product in _PRODUCT.findall(text)),
         resolved=len(answered.intersection(scenario.intents)) / len(scenario.intents),
         wrong_resolution=not answered.issubset(scenario.intents),

@@ -150,8 +150,8 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         sections += [
             "## Untidy contexts",
             "The test contexts once more: with a random typo each, in lower case, and about a product whose name is in "
-            "no catalogue. The item counts as named if it is spelled as the customer spells it. Share rated 4.0 or "
-            "more:",
+            "no catalogue. An item counts as named if it is spelled as in the catalogue or as the customer spells it. "
+            "Share rated 4.0 or more:",
             _robustness_table(evaluation["robustness"]),
         ]
     sections += [

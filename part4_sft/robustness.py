@@ -13,7 +13,8 @@ Disturbed = tuple[list[Pair], list[Scenario]]
 
 
 def disturbed(pairs: list[Pair], scenarios: list[Scenario], seed: int) -> dict[str, Disturbed]:
-    """Test sets made from another, with what each customer wants: a typo may change how the item is spelled.
+    """Test sets made from another, with what each customer wants: a reply may spell the item as the catalogue does, or
+    repeat the customer's typo.
 
     Returns:
         `one_typo`: a letter of one word is swapped, dropped or doubled; `lower_case`; and `unknown_product`: the item
@@ -28,8 +29,7 @@ def disturbed(pairs: list[Pair], scenarios: list[Scenario], seed: int) -> dict[s
             "lower_case": (pair.context.lower(), scenario),
             "unknown_product": retail.rename(pair.context, scenario, invented),
         }.items():
-            sets[name][0].append(
-                replace(pair, context=context, response=pair.response.replace(scenario.item, wanted.item))
-            )
+            response = pair.response.replace(scenario.item, wanted.item)
+            sets[name][0].append(replace(pair, context=context, response=response))
             sets[name][1].append(wanted)
     return sets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from random import Random
@@ -16,6 +17,7 @@ from part3_pretrain.retail import (
     Scenario,
     draw_context,
     draw_item,
+    draw_product_question,
     draw_scenario,
     held_out_item,
     ideal_reply,
@@ -123,17 +125,40 @@ def test_invented_names_are_reserved_for_tests_or_not_and_in_no_catalogue() -> N
     assert not ours & reserved and len(ours | reserved) > 2_000
 
 
-def test_a_typo_changes_one_letter_and_the_item_follows_the_customers_spelling() -> None:
+def test_a_typo_changes_one_letter_and_the_item_may_be_spelled_as_in_the_catalogue_or_as_the_customer_does() -> None:
     rng = Random(0)
     respelled = 0
     for scenario in scenarios(400):
         context = draw_context(scenario, rng)
         mistyped, wanted = mistype(context, scenario, rng)
         assert mistyped != context and abs(len(mistyped) - len(context)) <= 1
-        assert wanted.item in mistyped and replace(wanted, item=scenario.item) == scenario
-        assert rate(wanted, ideal_reply(wanted, rng)).score == 5.0
-        respelled += wanted.item != scenario.item
+        spelled = wanted.misspelled or wanted.item
+        assert spelled in mistyped and replace(wanted, misspelled=None) == scenario
+        for accepted in (spelled, scenario.item):
+            assert rate(wanted, ideal_reply(replace(scenario, item=accepted), rng)).score == 5.0
+        another_typo, _ = mistype(scenario.item, scenario, rng, in_item=True)
+        if another_typo != spelled:
+            assert not rate(wanted, f"Your {another_typo} is here.").item
+        respelled += wanted.misspelled is not None
     assert 40 < respelled < 200
+
+
+def test_typos_can_be_many_and_all_in_the_item() -> None:
+    rng = Random(0)
+    for scenario in scenarios(300):
+        context, typed = draw_context(scenario, rng), scenario
+        for _ in range(3):
+            context, typed = mistype(context, typed, rng, in_item=True)
+        assert typed.misspelled in context and not re.search(rf"\b{typed.item}\b", context)
+
+
+def test_whoever_asks_for_a_product_is_told_its_right_name() -> None:
+    rng = Random(0)
+    for scenario in scenarios(100):
+        asked, named = draw_product_question(scenario, 1, rng)
+        assert not re.search(rf"\b{scenario.item}\b", asked.lower()) and scenario.item in named.lower()
+        asked, named = draw_product_question(scenario, 0, rng)
+        assert scenario.item in asked.lower() and scenario.item in named.lower()
 
 
 def test_an_item_can_be_renamed() -> None:
