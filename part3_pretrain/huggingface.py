@@ -76,6 +76,11 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
         model = filled(config, _tensors(folder), dtype)
     except ValueError as error:
         raise UserError(f"{folder} cannot be used: {error}") from error
+    except (AttributeError, TypeError, OverflowError) as error:  # such as a text where a table is expected
+        reason = _first_line(error)
+        raise UserError(
+            f"{folder} cannot be used: a value in its JSON files is of the wrong kind ({reason})"
+        ) from error
     _check_tokenizer(tokenizer, config, path)
     return model, tokenizer, settings
 
@@ -100,6 +105,8 @@ def model_config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
     if num_heads % num_kv_heads or head_dim % 2:
         raise ValueError(f"{num_heads} heads of width {head_dim} cannot share {num_kv_heads} key-value heads")
     eos_ids = _eos_ids(settings, tokenizer)
+    if not all(0 <= eos_id < sizes["vocab_size"] for eos_id in eos_ids):
+        raise ValueError(f"its end-of-text tokens {list(eos_ids)} must be below vocab_size = {sizes['vocab_size']}")
     pad_id = config.get("pad_token_id")
     return ModelConfig(
         family=family,
@@ -221,7 +228,7 @@ def write_folder(
         for name, parameter in model.named_parameters()  # tied embeddings once
     }
     files = made_settings(model.config, tokenizer) | settings
-    (dtype,) = {str(weight.dtype).removeprefix("torch.") for weight in weights.values()}
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     files["config.json"] = {**files["config.json"], "torch_dtype": dtype}
     files["config.json"].pop("dtype", None)  # the newer name of the same, which older readers do not know
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}

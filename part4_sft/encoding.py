@@ -74,8 +74,8 @@ class PairEncoder:
             try:
                 encoded.append(self.example(pair, max_length))
             except ValueError as error:
-                where = f"{source}, pair {pair.number or place}"
-                raise UserError(f"{where}: {error}; shorten it or raise --max-length") from error
+                advice = "shorten it, or raise --max-length as far as the model goes"
+                raise UserError(f"{source}, pair {pair.number or place}: {error}; {advice}") from error
         return encoded
 
     def texts(self, replies: list[list[int]]) -> list[str]:
