@@ -21,15 +21,15 @@ IGNORE = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
 
 KINDS = {  # shares of the documents
-    "unanswered": 0.24,  # a customer says a problem twice: which words mean the same
-    "policy": 0.12,  # a problem by its name, and what is done about it
-    "product": 0.20,  # a product that is asked for: how its name is spelled, or copied if nobody has heard of it
-    "conversation": 0.44,
+    "unanswered": 0.22,  # a customer says a problem twice: which words mean the same
+    "policy": 0.10,  # a problem by its name, and what is done about it
+    "product": 0.25,  # a product that is asked for: how its name is spelled, or copied if nobody has heard of it
+    "conversation": 0.43,
 }
 TWO_PROBLEMS, INVENTED_ITEMS = 0.5, 0.2  # shares of all scenarios
 RESTATED_ONLY = 0.4  # share of the unanswered that use a phrase reserved for them
-TYPOS_IN_PRODUCT = [0, 1, 1, 1, 2, 2]  # one of these, where a product of the catalogue is asked for
-MISTYPED, MOST_TYPOS, IN_ITEM = 0.25, 2, 0.5  # share of the conversations about such, and of typos in the item
+MISTYPED_WORDS = 0.6  # share of the words of a product of the catalogue that is asked for
+MISTYPED, MOST_TYPOS, IN_ITEM = 0.3, 2, 0.3  # share of the conversations about such, and of typos in the item
 RESTATED, IDEAL, CONTINUED = 0.3, 0.21, 0.1  # shares of the conversations
 
 
@@ -41,8 +41,7 @@ def draw_conversation(rng: Random) -> str:
         return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
     can_be_mistyped = retail.in_catalogue(scenario.item)  # what is spelled wrong has to be spelled somehow
     if kind == "product":
-        typos = rng.choice(TYPOS_IN_PRODUCT) if can_be_mistyped else 0
-        asked, named = retail.draw_product_question(scenario, typos, rng)
+        asked, named = retail.draw_product_question(scenario, MISTYPED_WORDS if can_be_mistyped else 0.0, rng)
         return f"Customer: {asked}\nAgent: {named}"
     if kind == "policy":
         question = retail.draw_policy_question(scenario.intents, rng)

@@ -150,11 +150,13 @@ def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> str:
     return _name(intents, WORLD["customer"]["policy_questions"], rng)
 
 
-def draw_product_question(scenario: Scenario, typos: int, rng: Random) -> tuple[str, str]:
-    """A customer asks for the item, spelled with so many typos, and an agent names it as the catalogue does."""
-    spelled = scenario.item
-    for _ in range(typos):
-        spelled, scenario = mistype(spelled, scenario, rng, in_item=True)
+def draw_product_question(scenario: Scenario, typos: float, rng: Random) -> tuple[str, str]:
+    """A customer asks for the item, with typos in this share of its words; an agent spells it as the catalogue does."""
+    while True:
+        words = scenario.item.split()
+        spelled = " ".join(_with_a_typo(word, rng) if rng.random() < typos else word for word in words)
+        if {scenario.item}.issuperset(_PRODUCT.findall(spelled)):
+            break
     asked = _fill(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled), "")
     return asked, _fill(rng.choice(WORLD["product_questions"]["agent"]), scenario, "")
 
@@ -213,14 +215,19 @@ def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = Fa
         words = list(re.finditer("[A-Za-z]{4,}", context))
     while True:
         word = rng.choice(words)
-        place = rng.randrange(word.start(), word.end() - 1)
-        left, right = context[place : place + 2]
-        mistyped = context[:place] + rng.choice([right + left, right, left + left + right]) + context[place + 2 :]
+        mistyped = context[: word.start()] + _with_a_typo(word[0], rng) + context[word.end() :]
         if mistyped != context and {scenario.item}.issuperset(_PRODUCT.findall(mistyped)):
             break
-    if not start <= place < end:
+    if not start <= word.start() < end:
         return mistyped, scenario
     return mistyped, replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
+
+
+def _with_a_typo(word: str, rng: Random) -> str:
+    """A letter is swapped with the next one, dropped or doubled."""
+    place = rng.randrange(len(word) - 1)
+    left, right = word[place : place + 2]
+    return word[:place] + rng.choice([right + left, right, left + left + right]) + word[place + 2 :]
 
 
 def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:

@@ -155,9 +155,9 @@ def test_typos_can_be_many_and_all_in_the_item() -> None:
 def test_whoever_asks_for_a_product_is_told_its_right_name() -> None:
     rng = Random(0)
     for scenario in scenarios(100):
-        asked, named = draw_product_question(scenario, 1, rng)
+        asked, named = draw_product_question(scenario, 1.0, rng)
         assert not re.search(rf"\b{scenario.item}\b", asked.lower()) and scenario.item in named.lower()
-        asked, named = draw_product_question(scenario, 0, rng)
+        asked, named = draw_product_question(scenario, 0.0, rng)
         assert scenario.item in asked.lower() and scenario.item in named.lower()
 
 
