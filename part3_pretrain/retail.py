@@ -158,7 +158,8 @@ def draw_product_question(scenario: Scenario, typos: float, rng: Random) -> tupl
         if {scenario.item}.issuperset(_PRODUCT.findall(spelled)):
             break
     asked = _fill(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled), "")
-    return asked, _fill(rng.choice(WORLD["product_questions"]["agent"]), scenario, "")
+    named = _fill(rng.choice(WORLD["product_questions"]["agent"]), scenario, "")
+    return asked, f"{rng.choice(WORLD['typical']['greetings'])} {named}"
 
 
 def _name(intents: tuple[Intent, ...], patterns: list[str], rng: Random) -> str:

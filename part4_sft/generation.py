@@ -40,7 +40,7 @@ def generate(
     sampling: Sampling,
     *,
     seed: int | str = 0,
-    batch_size: int = 100,
+    batch_size: int = 200,
     progress: str | None = None,
 ) -> list[Generated]:
     """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).

@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.corpus import IGNORE
+from part3_pretrain.huggingface import write_folder
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.tokenizer import EOS, PAD
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example, shuffled_steps
 from part4_sft.training import train
@@ -47,42 +46,18 @@ def random_examples() -> list[Example]:
     return [Example(prompt + completion, [IGNORE] * len(prompt) + completion) for prompt, completion in pairs]
 
 
-def as_llama(model: Transformer) -> Any:
-    """A `LlamaForCausalLM` with copies of the weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = model.config
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            num_key_value_heads=shape.num_kv_heads,
-            max_position_embeddings=shape.max_positions,
-            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-            rms_norm_eps=shape.norm_eps,
-            tie_word_embeddings=shape.tie_embeddings,
-        )
-    )
-    llama.load_state_dict(
-        {name if name.startswith("lm_head") else f"model.{name}": weight for name, weight in model.state_dict().items()}
-    )
-    return llama
-
-
 def losses_and_norms_of_trl(
     model: Transformer, examples: list[Example], tokenizer: Tokenizer, parts: int, folder: Path
 ) -> list[tuple[float, float]]:
     """What `SFTTrainer` logs of every step, where each is computed in so many parts."""
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig as TRLConfig
     from trl import SFTTrainer
 
+    write_folder(folder / "model", model, tokenizer, {}, "")
     trainer = SFTTrainer(
-        as_llama(model),
+        AutoModelForCausalLM.from_pretrained(folder / "model"),
         TRLConfig(
             output_dir=str(folder),
             num_train_epochs=1,
@@ -107,7 +82,7 @@ def losses_and_norms_of_trl(
                 "completion_mask": [[int(label != IGNORE) for label in example.labels] for example in examples],
             }
         ),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
     )
     trainer.train()
     return [(entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry]
