@@ -64,7 +64,7 @@ class SFTConfig:
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
     max_new_tokens: int = option(128, "longest reply, in tokens", **at_least(1))
-    samples_per_context: int = option(20, "replies to each test context; scores are their means", **at_least(1))
+    samples_per_context: int = option(16, "replies to each test context; scores are their means", **at_least(1))
     train_on: str = option(
         "high", "pairs that give gradients: those with high_quality 1, or all", choices=["high", "all"]
     )
