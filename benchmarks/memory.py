@@ -57,6 +57,8 @@ def main() -> None:
 
 def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
     """Gigabytes that this process came to need for two steps."""
+    if config.lora_rank:
+        import peft  # noqa: F401, so that its own memory is not counted
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.set_default_dtype(getattr(torch, config.dtype))
     model = Transformer(SHAPES["135M (SmolLM2)"])

@@ -108,7 +108,7 @@ def fine_tune(
             }
         )
 
-    examples = encoder.examples(pairs, model.config.max_positions, "sft_dataset")
+    examples = encoder.examples(pairs)
     train(model, examples, SFTConfig(epochs=epochs, seed=seed), evaluate)
     return found
 

@@ -16,7 +16,7 @@ from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import load_tokenizer
 from part3_pretrain.weights import filled
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Checkpoint:
     """A model with its tokenizer.
 
     `made_by` tells how the weights came about, in plain values, such as the settings of the run. `hugging_face` holds
-    the JSON files of settings of the Hugging Face folder that it came from, by name, so that it can go back there.
+    the files of settings of the Hugging Face folder that it came from, by name, so that it can go back there.
     """
 
     model: Transformer

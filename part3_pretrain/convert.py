@@ -36,10 +36,9 @@ def main() -> None:
 def to_hugging_face(given: argparse.Namespace) -> None:
     """Raises UserError where the checkpoint cannot be read or the folder cannot be written to."""
     checkpoint = load_checkpoint(given.checkpoint, dtype=None)
-    check_writable(given.folder)
     card = model_card(given.folder.resolve().name, checkpoint)
-    written = write_folder(given.folder, checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, card)
-    print("written:", *written)
+    write_folder(given.folder, checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, card)
+    print("written:", *sorted(given.folder.iterdir()))
 
 
 def from_hugging_face(given: argparse.Namespace) -> None:
@@ -48,8 +47,9 @@ def from_hugging_face(given: argparse.Namespace) -> None:
         raise UserError(f"there is no folder {given.folder}; name one with config.json and *.safetensors")
     if given.checkpoint.is_dir():
         raise UserError(f"{given.checkpoint} is a folder; name a file in it")
+    checkpoint = load_checkpoint(given.folder, dtype=None)
     check_writable(given.checkpoint.parent)
-    save_checkpoint(given.checkpoint, load_checkpoint(given.folder, dtype=None))
+    save_checkpoint(given.checkpoint, checkpoint)
     print(f"written: {given.checkpoint}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `folder` that takes its place once the block has ended well.
+
+    Raises UserError where that cannot be written; `folder` must be missing or empty.
+    """
+    check_writable(folder.absolute().parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # `mkdtemp` makes it for the owner alone
+        temporary.replace(folder.absolute())
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(*folders: Path) -> None:

@@ -6,6 +6,7 @@ What this package's Transformer cannot compute as the folder's authors meant it 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -18,12 +19,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from part3_pretrain.command_line import UserError
-from part3_pretrain.files import written_whole
+from part3_pretrain.files import folder_written_whole
 from part3_pretrain.model import FAMILIES, ModelConfig, Transformer
 from part3_pretrain.tokenizer import load_tokenizer
 from part3_pretrain.weights import filled
 
-CARRIED = ["config.json", "generation_config.json", "tokenizer_config.json"]  # kept as they are from in to out
+CARRIED = (  # kept as they are from in to out
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 SIZES = {  # of config.json, by the names of `ModelConfig`
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -38,7 +45,6 @@ ONLY = {  # options of config.json that change what a model computes, and the va
     "mlp_bias": (False, None),
     "attention_dropout": (0, None),
     "quantization_config": (None,),
-    "use_sliding_window": (False, None),
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1, None),
     "num_local_experts": (None,),
@@ -58,12 +64,12 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
         dtype: number format of the weights; None keeps that of the file.
 
     Returns:
-        The model, its tokenizer, and the folder's JSON files of settings by their names, for `write_folder`.
+        The model, its tokenizer, and the folder's files of settings by their names, for `write_folder`.
 
     Raises:
         UserError: a file is missing or damaged, or asks for something that cannot be computed here.
     """
-    settings = {name: _read_json(folder / name) for name in CARRIED if (folder / name).exists() or name == CARRIED[0]}
+    settings = {name: _read(folder / name) for name in CARRIED if (folder / name).exists() or name == "config.json"}
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{folder} holds no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
@@ -76,7 +82,7 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
         model = filled(config, _tensors(folder), dtype)
     except ValueError as error:
         raise UserError(f"{folder} cannot be used: {error}") from error
-    except (AttributeError, TypeError, OverflowError) as error:  # such as a text where a table is expected
+    except (AttributeError, KeyError, TypeError, OverflowError, RuntimeError) as error:  # a text instead of a table ...
         reason = _first_line(error)
         raise UserError(
             f"{folder} cannot be used: a value in its JSON files is of the wrong kind ({reason})"
@@ -98,27 +104,29 @@ def model_config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
             )
     sizes = {ours: _whole_number(config, theirs) for ours, theirs in SIZES.items()}
     _check_attention_is_full(config, family, sizes["max_positions"])
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    num_heads = sizes["num_heads"]
-    head_dim = config.get("head_dim") or (128 if family == "qwen3" else sizes["hidden_size"] // num_heads)
-    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    num_heads = _whole_number(config, "num_attention_heads")
+    if config.get("num_key_value_heads") is None:
+        config = {**config, "num_key_value_heads": num_heads}
+    if config.get("head_dim") is None:
+        config = {**config, "head_dim": 128 if family == "qwen3" else config["hidden_size"] // num_heads}
+    num_kv_heads, head_dim = _whole_number(config, "num_key_value_heads"), _whole_number(config, "head_dim")
     if num_heads % num_kv_heads or head_dim % 2:
         raise ValueError(f"{num_heads} heads of width {head_dim} cannot share {num_kv_heads} key-value heads")
     eos_ids = _eos_ids(settings, tokenizer)
     if not all(0 <= eos_id < sizes["vocab_size"] for eos_id in eos_ids):
         raise ValueError(f"its end-of-text tokens {list(eos_ids)} must be below vocab_size = {sizes['vocab_size']}")
     pad_id = config.get("pad_token_id")
+    can_be_forbidden = pad_id in range(sizes["vocab_size"]) and pad_id not in eos_ids  # <PAD> = <EOS>: never the end
     return ModelConfig(
         family=family,
         **sizes,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling(rope),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=_positive(config, "rms_norm_eps", 1e-6),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         eos_ids=eos_ids,
-        pad_id=None if pad_id in eos_ids else pad_id,  # <EOS> that is <PAD> too could never be drawn
+        pad_id=pad_id if can_be_forbidden else None,
+        **_rope(config),
     )
 
 
@@ -126,6 +134,13 @@ def _whole_number(config: dict[str, Any], key: str) -> int:
     if type(config.get(key)) is not int or config[key] < 1:
         raise ValueError(f"config.json must give {key} as a whole number above 0, not {json.dumps(config.get(key))}")
     return config[key]
+
+
+def _positive(table: dict[str, Any], key: str, default: float | None = None) -> float:
+    value = table.get(key, default)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"config.json must give {key} as a number above 0, not {json.dumps(value)[:60]}")
+    return float(value)
 
 
 def _check_attention_is_full(config: dict[str, Any], family: str, max_positions: int) -> None:
@@ -138,15 +153,20 @@ def _check_attention_is_full(config: dict[str, Any], family: str, max_positions:
         raise ValueError(f"config.json asks for layer_types = {min(surplus)}, which is not supported")
 
 
-def _rope_scaling(rope: dict[str, Any]) -> dict[str, float] | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Base and scaling of the rotary positions, from where older or newer versions of transformers write them."""
+    parameters = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or parameters
+    if unknown := scaling.keys() - {"rope_type", "type", "rope_theta", *LLAMA3_SCALING}:
+        raise ValueError(f"config.json asks for {min(unknown)} in its rope scaling, which is not supported")
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ("default", "llama3"):
         raise ValueError(f"config.json asks for rope scaling of type {json.dumps(kind)}; only llama3 is supported")
-    if missing := [key for key in LLAMA3_SCALING if not isinstance(rope.get(key), int | float)]:
-        raise ValueError(f"the rope scaling of config.json lacks {missing[0]}")
-    return {key: rope[key] for key in LLAMA3_SCALING}
+    thetas = [table["rope_theta"] for table in (scaling, parameters, config) if table.get("rope_theta") is not None]
+    return {
+        "rope_theta": _positive({"rope_theta": (thetas or [10_000.0])[0]}, "rope_theta"),
+        "rope_scaling": {key: _positive(scaling, key) for key in LLAMA3_SCALING} if kind == "llama3" else None,
+    }
 
 
 def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -166,7 +186,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every tensor, read when its turn comes, by the names of `Transformer`."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        files = sorted(set(_read(index).get("weight_map", {}).values()))
         if not files or any(Path(file).name != file for file in files):
             raise ValueError(f"{index.name} must name the files of this folder that hold the tensors")
     else:
@@ -192,14 +212,16 @@ def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> N
         raise UserError(f"{path} adds a token behind every text; remove it from its post_processor")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
+    """The object that a JSON file holds, or the text of another."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; is it the folder of a Hugging Face model?") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({_first_line(error)}); copy it anew") from error
-    if not isinstance(content, dict):
+        raise UserError(f"{path} is not JSON in UTF-8 ({_first_line(error)}); copy it anew") from error
+    if path.suffix == ".json" and not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; copy it anew")
     return content
 
@@ -213,32 +235,36 @@ def _first_line(error: Exception) -> str:
 
 def write_folder(
     folder: Path, model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], model_card: str
-) -> list[Path]:
-    """Writes what transformers, vLLM and llama.cpp read.
+) -> None:
+    """Writes what transformers, vLLM and llama.cpp read: the whole folder, or nothing.
 
     Args:
-        settings: the JSON files of the folder that the model once came from; where one is missing it is made.
+        settings: the files of settings of the folder that the model once came from; where one is missing it is made.
         model_card: the text of `README.md`.
 
-    Returns:
-        The paths of the written files.
+    Raises:
+        UserError: the folder is there already and not empty, or cannot be written to.
     """
-    weights = {
-        name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
-        for name, parameter in model.named_parameters()  # tied embeddings once
-    }
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; name a new folder, so that no file of another model stays in it")
     files = made_settings(model.config, tokenizer) | settings
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     files["config.json"] = {**files["config.json"], "torch_dtype": dtype}
     files["config.json"].pop("dtype", None)  # the newer name of the same, which older readers do not know
-    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
-    texts |= {"tokenizer.json": tokenizer.to_str(pretty=True), "README.md": model_card}
-    with written_whole(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-    for name, text in texts.items():
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return [folder / "model.safetensors", *(folder / name for name in texts)]
+    for name in ("config.json", "generation_config.json"):
+        given = files[name].get("eos_token_id")
+        if model.config.eos_ids[0] not in (given if isinstance(given, list) else [given]):
+            files[name] = {**files[name], "eos_token_id": list(model.config.eos_ids)}  # else replies would not end
+    files |= {"tokenizer.json": tokenizer.to_str(pretty=True), "README.md": model_card}
+    weights = {
+        name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()  # tied embeddings once
+    }
+    with folder_written_whole(folder) as temporary:
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        for name, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def made_settings(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

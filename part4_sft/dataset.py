@@ -21,7 +21,7 @@ class Pair:
     context: str
     response: str
     high_quality: int = 1
-    number: int | None = field(default=None, compare=False)  # its place in the user's file, for messages
+    where: str = field(default="", compare=False)  # the file it comes from and its place there, for messages
 
 
 # ---------------------------------------------------------------------------------------------------- making
@@ -72,20 +72,17 @@ def _make(
 # ---------------------------------------------------------------------------------------------------- holding out
 
 
-def hold_out(pairs: list[Pair], fraction: float, parts: int, seed: int) -> list[list[Pair]]:
-    """Chooses parts of the pairs, each this fraction of their contexts and at least one, all with the same context
-    together; it is up to the caller to train on no pair with such a context.
+def hold_out(pairs: list[Pair], sizes: list[int], seed: int) -> list[list[Pair]]:
+    """Chooses parts of so many contexts each, with all pairs that have them.
 
-    Raises:
-        ValueError: there would be nothing left.
+    It is up to the caller to train on no pair with such a context. Raises ValueError where nothing would be left.
     """
     contexts = list(dict.fromkeys(pair.context for pair in pairs))
-    size = max(1, round(fraction * len(contexts)))
-    if parts * size >= len(contexts):
-        raise ValueError(f"{len(contexts)} different contexts are too few to hold out {parts} times {size}")
+    if sum(sizes) >= len(contexts):
+        raise ValueError(f"{len(contexts)} different contexts are too few to hold {' and '.join(map(str, sizes))} out")
     Random(f"hold out/{seed}").shuffle(contexts)
-    part_of = {context: place // size for place, context in enumerate(contexts[: parts * size])}
-    held_out: list[list[Pair]] = [[] for _ in range(parts)]
+    part_of = dict(zip(contexts, [part for part, size in enumerate(sizes) for _ in range(size)]))
+    held_out: list[list[Pair]] = [[] for _ in sizes]
     for pair in pairs:
         if pair.context in part_of:
             held_out[part_of[pair.context]].append(pair)

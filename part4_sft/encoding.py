@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 import torch
@@ -36,11 +37,18 @@ class Example:
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """How texts become ids: a tokenizer, the id that ends a response, and the prompt that a context stands in."""
+    """How texts become ids.
+
+    Args:
+        eos_id: the id that ends a response.
+        template: the prompt, in which `{context}` stands for the context.
+        max_length: most tokens of a prompt and its response together.
+    """
 
     tokenizer: Tokenizer
     eos_id: int
     template: str = DEFAULT_TEMPLATE
+    max_length: int = 512
 
     def prompt(self, context: str, room: int) -> list[int]:
         """The ids that a model answers, at most `room`: a context that is too long loses its beginning.
@@ -54,28 +62,35 @@ class PairEncoder:
             raise ValueError("no token of its context fits")
         return encoding.ids[:start] + encoding.ids[start:][start - room :]
 
-    def example(self, pair: Pair, max_length: int) -> Example:
+    @cached_property
+    def space(self) -> str:
+        """What stands before a response: a space, unless the tokenizer itself puts one before every text (Llama 2)."""
+        within, apart = (self.tokenizer.encode(text, add_special_tokens=False).ids for text in (": a", " a"))
+        return " " if within[-len(apart) :] == apart else ""
+
+    def example(self, pair: Pair) -> Example:
         """Tokenises and masks a pair.
 
         Raises:
             ValueError: the response and one token of context are longer than `max_length`.
         """
-        response = [*self.tokenizer.encode(f" {pair.response}", add_special_tokens=False).ids, self.eos_id]
+        text = self.space + pair.response
+        response = [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.eos_id]
         try:
-            prompt = self.prompt(pair.context, max_length - len(response))
+            prompt = self.prompt(pair.context, self.max_length - len(response))
         except ValueError as error:
-            raise ValueError(f"its response has {len(response)} tokens, too many for {max_length}") from error
+            raise ValueError(f"its response has {len(response)} tokens, too many for {self.max_length}") from error
         return Example(prompt + response, [IGNORE] * len(prompt) + response)
 
-    def examples(self, pairs: Iterable[Pair], max_length: int, source: str) -> list[Example]:
-        """Tokenises and masks pairs. Raises UserError naming the first that is too long by its number in `source`."""
+    def examples(self, pairs: Iterable[Pair]) -> list[Example]:
+        """Tokenises and masks pairs. Raises UserError naming the first that is too long."""
         encoded = []
         for place, pair in enumerate(pairs, start=1):
             try:
-                encoded.append(self.example(pair, max_length))
+                encoded.append(self.example(pair))
             except ValueError as error:
                 advice = "shorten it, or raise --max-length as far as the model goes"
-                raise UserError(f"{source}, pair {pair.number or place}: {error}; {advice}") from error
+                raise UserError(f"{pair.where or f'pair {place}'}: {error}; {advice}") from error
         return encoded
 
     def texts(self, replies: list[list[int]]) -> list[str]:

@@ -66,7 +66,7 @@ def load_pairs(path: Path) -> list[Pair]:
     if not entries:
         raise UserError(f"{path} holds no pairs")
     first = _checked_object(entries[0], f"{path}, pair 1")
-    return [_pair(entry, first, path, number) for number, entry in enumerate(entries, start=1)]
+    return [_pair(entry, first, f"{path}, pair {number}") for number, entry in enumerate(entries, start=1)]
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -117,9 +117,8 @@ def _csv_entries(text: str, path: Path) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------- entries
 
 
-def _pair(value: object, first: _Object, path: Path, number: int) -> Pair:
+def _pair(value: object, first: _Object, where: str) -> Pair:
     """One entry as a pair; the file's layout is the one that has the most keys in common with the first entry."""
-    where = f"{path}, pair {number}"
     entry = _checked_object(value, where)
     required = max(LAYOUTS, key=lambda keys: len(first.keys() & {*keys, *LAYOUTS[keys]}))
     optional = LAYOUTS[required]
@@ -141,7 +140,7 @@ def _pair(value: object, first: _Object, path: Path, number: int) -> Pair:
         parts = [_text(entry, context_key, where)]
         parts += [_text(entry, key, where, may_be_empty=True) for key in optional if key in entry]
         context, response = "\n".join(filter(str.strip, parts)), _text(entry, response_key, where)
-    return Pair(context, response, high_quality, number)
+    return Pair(context, response, high_quality, where)
 
 
 def _conversation(messages: object, where: str) -> tuple[str, str]:

@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from part3_pretrain.model import KVCache, Transformer
 
+CACHE_AT_ONCE = 2**30  # bytes for keys and values
+MOST_AT_ONCE = 200  # replies: more are no faster on a CPU
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -40,13 +43,14 @@ def generate(
     sampling: Sampling,
     *,
     seed: int | str = 0,
-    batch_size: int = 200,
+    batch_size: int | None = None,
     progress: str | None = None,
 ) -> list[Generated]:
     """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).
 
     Args:
         prompts: ids of each prompt, none empty.
+        batch_size: replies written at once; by default as many as fit into the memory of `CACHE_AT_ONCE`.
         progress: what the progress bar is called; no bar without it.
 
     Raises:
@@ -55,6 +59,9 @@ def generate(
     room = model.config.max_positions - sampling.max_new_tokens
     if any(not 0 < len(prompt) <= room for prompt in prompts):
         raise ValueError(f"a prompt must have 1 to {room} tokens, so that {sampling.max_new_tokens} new ones fit")
+    if batch_size is None:
+        longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+        batch_size = min(MOST_AT_ONCE, max(1, CACHE_AT_ONCE // cache_bytes(model, longest)))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
     replies: dict[int, Generated] = {}
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=None if progress else True) as bar:
@@ -64,6 +71,12 @@ def generate(
             replies.update(zip(chosen, batch))
             bar.update(len(chosen))
     return [replies[index] for index in range(len(prompts))]
+
+
+def cache_bytes(model: Transformer, length: int) -> int:
+    """What the keys and values of one row of so many tokens need."""
+    config = model.config
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * model.embed_tokens.weight.itemsize
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ The learnt matrices are added to the weights in the end, so what is saved is a m
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from part3_pretrain.command_line import UserError
@@ -13,19 +14,20 @@ from part3_pretrain.model import Transformer
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def check_peft() -> None:
+    """Raises UserError where peft, an optional extra, is not installed."""
+    if find_spec("peft") is None:
+        raise UserError("--lora-rank needs peft; install it with: pip install peft==0.21.2")
+
+
 def add_lora(model: Transformer, rank: int) -> Any:
     """Freezes the model and puts matrices of this rank beside every projection of its blocks, in place.
 
     Returns:
         peft's handle, for `merge_lora`.
-
-    Raises:
-        UserError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, LoraModel  # an optional extra, which needs seconds to import
-    except ImportError as error:
-        raise UserError("--lora-rank needs peft; install it with: pip install peft==0.21.2") from error
+    from peft import LoraConfig, LoraModel  # takes seconds, so only where it is used
+
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS)
     return LoraModel(model, {"default": config}, "default")
 

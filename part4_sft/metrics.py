@@ -141,7 +141,7 @@ def generate_replies(
 ) -> Replies:
     """The model's own replies to the contexts of the pairs; a context that is too long loses its beginning."""
     model.eval()
-    room = model.config.max_positions - sampling.max_new_tokens
+    room = min(encoder.max_length, model.config.max_positions - sampling.max_new_tokens)
     generated = generate(
         model,
         [encoder.prompt(pair.context, room) for pair in pairs],
@@ -214,7 +214,7 @@ def evaluate_sft_vs_pretrained(
         scores[author] = {measure: fmean(one[measure] for one in scored) for measure in scored[0]}
         if len(scored) > 1:
             spread[author] = {measure: stdev(one[measure] for one in scored) for measure in scored[0]}
-    examples = encoder.examples(pairs, pretrained.config.max_positions, name)
+    examples = encoder.examples(pairs)
     for author, model in {"pretrained": pretrained, "sft": sft}.items():
         scores[author]["perplexity"] = math.exp(mean_loss(model, examples))
     entries = [

@@ -33,7 +33,7 @@ from part4_sft.encoding import PairEncoder
 from part4_sft.failures import errors_by_category, worst_replies
 from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling
-from part4_sft.lora import add_lora, merge_lora
+from part4_sft.lora import add_lora, check_peft, merge_lora
 from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
 from part4_sft.training import Step, mean_loss, train
@@ -53,6 +53,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     """
     timing: dict[str, float] = {}
     device = choose_device(config.device)
+    check_options(config)
     check_writable(config.out_dir, config.checkpoint_dir)
     torch.manual_seed(config.seed)
 
@@ -64,10 +65,12 @@ def run(config: SFTConfig) -> dict[str, Any]:
             run_pretraining(PretrainConfig(seed=config.seed, checkpoint=config.model, out_dir=config.out_dir))
         checkpoint = load_checkpoint(config.model, getattr(torch, config.dtype))
     model = checkpoint.model.to(device)
-    if config.max_new_tokens >= model.config.max_positions:
-        raise UserError(f"--max-new-tokens must be below the {model.config.max_positions} positions of the model")
+    positions = model.config.max_positions
     template = config.prompt_template.replace(r"\n", "\n")
-    encoder = PairEncoder(checkpoint.tokenizer, model.config.eos_ids[0], template)
+    encoder = PairEncoder(
+        checkpoint.tokenizer, model.config.eos_ids[0], template, max_length=min(config.max_length, positions)
+    )
+    check_prompt(encoder, positions - config.max_new_tokens)
 
     steps, by_epoch = fine_tune(model, encoder, data, config, timing)
     with timed("evaluation", timing):
@@ -115,8 +118,6 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
         }.items()
         if path
     }
-    if config.test_fraction and not config.data:
-        raise UserError("--test-fraction is a share of --data; name a file with --data too")
     pairs = given.get("sft_dataset", [])
     usable = chosen(pairs, config)
     if pairs and not usable:
@@ -124,17 +125,22 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
     if not pairs or (config.test_fraction is None and metrics.recognise(pairs)):
         data = dataset.make_datasets(config.seed) | given
     else:
-        missing = [name for name in ("sft_test", "sft_validation") if name not in given]
+        contexts = len({pair.context for pair in usable})
+        most = {"sft_test": dataset.TEST_PAIRS, "sft_validation": dataset.VALIDATION_PAIRS}
+        share = max(1, round((config.test_fraction or 0.1) * contexts))
+        sizes = {name: share if config.test_fraction else min(share, most[name]) for name in most if name not in given}
         try:
-            parts = dataset.hold_out(usable, config.test_fraction or 0.1, len(missing), config.seed)
+            parts = dataset.hold_out(usable, list(sizes.values()), config.seed)
         except ValueError as error:
             raise UserError(f"{config.data}: {error}; name --test-data and --validation-data") from error
         held_out = {pair.context for part in parts for pair in part}
-        data = given | dict(zip(missing, parts))
+        data = given | dict(zip(sizes, parts))
         data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out]
     trained = {pair.context for pair in chosen(data["sft_dataset"], config)}
-    if known := sum(pair.context in trained for pair in data["sft_test"]):
-        print(f"note: {known} of {len(data['sft_test'])} test contexts are in the training data too", file=sys.stderr)
+    for name in ("sft_validation", "sft_test"):
+        if known := sum(pair.context in trained for pair in data[name]):
+            note = f"note: {known} of {len(data[name])} contexts of {name} are in the training data too"
+            print(note, file=sys.stderr)
     return data
 
 
@@ -151,13 +157,10 @@ def fine_tune(
     timing: dict[str, float],
 ) -> tuple[list[Step], list[dict[str, Any]]]:
     """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
-    max_length = min(config.max_length, model.config.max_positions)
-    source = str(config.data or "sft_dataset")
-    examples = encoder.examples(chosen(data["sft_dataset"], config), max_length, source)
+    examples = encoder.examples(chosen(data["sft_dataset"], config))
     validation = data["sft_validation"]
-    validation_examples = encoder.examples(validation, max_length, str(config.validation_data or source))
-    # A test pair that does not fit is better told of now than after the training.
-    encoder.examples(data["sft_test"], max_length, str(config.test_data or source))
+    validation_examples = encoder.examples(validation)
+    encoder.examples(data["sft_test"])  # one that does not fit is better told of now than after the training
     by_epoch: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
 
@@ -259,6 +262,27 @@ def save(
 
 def sampling(config: SFTConfig) -> Sampling:
     return Sampling(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
+
+
+def check_options(config: SFTConfig) -> None:
+    """Raises UserError where options do not go together."""
+    if config.moments_dtype == "bfloat16" and config.dtype != "bfloat16":
+        raise UserError("--moments-dtype bfloat16 needs --dtype bfloat16 too; float32 weights have float32 moments")
+    if config.test_fraction and not config.data:
+        raise UserError("--test-fraction is a share of --data; name a file with --data too")
+    if config.lora_rank:
+        check_peft()
+
+
+def check_prompt(encoder: PairEncoder, room: int) -> None:
+    """Raises UserError where prompts would not be read as they are meant, or have no room before a reply."""
+    for token in encoder.tokenizer.get_added_tokens_decoder().values():
+        if token.special and token.content in encoder.template:
+            raise UserError(f"--prompt-template holds {token.content}, but control tokens cannot be written as text")
+    try:
+        encoder.prompt("", room)
+    except ValueError as error:
+        raise UserError("--max-new-tokens must leave room for a prompt among the positions of the model") from error
 
 
 def choose_device(name: str) -> torch.device:

@@ -48,7 +48,7 @@ def fine_tuned(
     """A checkpoint of a model that knows two replies by heart."""
     checkpoint = load_checkpoint(tiny_checkpoint)
     config = SFTConfig(learning_rate=1e-2, epochs=60)
-    train(checkpoint.model, encoder.examples(PAIRS, 512, ""), config, after_epoch=lambda epoch, loss: None)
+    train(checkpoint.model, encoder.examples(PAIRS), config, after_epoch=lambda epoch, loss: None)
     settings = {name: getattr(config, name) for name in ("epochs", "learning_rate", "batch_size", "lora_rank", "dtype")}
     settings |= {"data": None, "seed": 0, "temperature": 0.7, "prompt_template": config.prompt_template}
     made_by = {

@@ -135,11 +135,11 @@ def _said(phrases: list[str], contexts: list[str]) -> set[str]:
 
 def test_held_out_parts_share_no_context_with_each_other_and_have_their_size() -> None:
     pairs = [Pair(f"context {number % 40}", f"response {number}") for number in range(120)]
-    first, second = hold_out(pairs, 0.1, 2, seed=0)
-    assert len(first) == len(second) == 12  # four contexts, each three times
+    first, second = hold_out(pairs, [4, 6], seed=0)
+    assert (len(first), len(second)) == (12, 18)  # every context occurs three times
     assert len({pair.context for pair in first}) == 4
     assert not {pair.context for pair in first} & {pair.context for pair in second}
-    assert hold_out(pairs, 0.1, 2, seed=0) == [first, second] != hold_out(pairs, 0.1, 2, seed=1)
-    assert [len(part) for part in hold_out(pairs[:3], 0.01, 2, seed=0)] == [1, 1]
+    assert hold_out(pairs, [4, 6], seed=0) == [first, second] != hold_out(pairs, [4, 6], seed=1)
+    assert hold_out(pairs, [], seed=0) == []
     with pytest.raises(ValueError, match="too few"):
-        hold_out(pairs[:2], 0.01, 2, seed=0)
+        hold_out(pairs, [20, 20], seed=0)

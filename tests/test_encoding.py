@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
 from part3_pretrain.command_line import UserError
@@ -20,7 +22,7 @@ def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
     response = encoder.tokenizer.encode(" I am sorry about the damage.").ids
     eos = encoder.tokenizer.token_to_id(EOS)
 
-    example = encoder.example(PAIR, 512)
+    example = encoder.example(PAIR)
     assert example.ids == context + response + [eos]
     assert example.labels == [-100] * len(context) + response + [eos]
     assert (
@@ -31,27 +33,27 @@ def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
 
 def test_control_tokens_are_different_and_come_from_no_text(encoder: PairEncoder) -> None:
     pad, eos = encoder.tokenizer.token_to_id(PAD), encoder.tokenizer.token_to_id(EOS)
-    example = encoder.example(Pair("<EOS> <PAD>", "<PAD> <EOS>"), 512)
+    example = encoder.example(Pair("<EOS> <PAD>", "<PAD> <EOS>"))
     assert pad != eos
     assert example.ids.count(eos) == 1 and example.ids[-1] == eos
     assert pad not in example.ids
 
 
 def test_what_is_too_long_loses_the_beginning_of_its_context_and_nothing_of_its_response(encoder: PairEncoder) -> None:
-    whole = encoder.example(PAIR, 512)
+    whole = encoder.example(PAIR)
     response = [label for label in whole.labels if label != -100]
     for max_length in range(len(response) + 1, len(whole.ids)):
-        cut = encoder.example(PAIR, max_length)
+        cut = replace(encoder, max_length=max_length).example(PAIR)
         assert cut.ids == whole.ids[-max_length:]
         assert cut.labels == whole.labels[-max_length:]
     with pytest.raises(ValueError, match=str(len(response))):
-        encoder.example(PAIR, len(response))
+        replace(encoder, max_length=len(response)).example(PAIR)
 
 
 def test_a_response_without_room_is_named(encoder: PairEncoder) -> None:
-    pairs = [Pair("a", "b"), Pair("a", "b " * 50), Pair("a", "b")]
-    with pytest.raises(UserError, match=r"mine\.json, pair 2"):
-        encoder.examples(pairs, 30, "mine.json")
+    pairs = [Pair("a", "b"), Pair("a", "b " * 50, where="mine.json, pair 7"), Pair("a", "b")]
+    with pytest.raises(UserError, match=r"mine\.json, pair 7"):
+        replace(encoder, max_length=30).examples(pairs)
 
 
 def test_a_prompt_begins_with_bos_once_where_the_tokenizer_asks_for_it(tokenizer: Tokenizer) -> None:
@@ -59,11 +61,30 @@ def test_a_prompt_begins_with_bos_once_where_the_tokenizer_asks_for_it(tokenizer
     with_bos = load_tokenizer(tokenizer.to_str())
     with_bos.post_processor = TemplateProcessing(single="<BOS> $A", special_tokens=[("<BOS>", bos)])
     plain, ours = PairEncoder(tokenizer, eos_id=1), PairEncoder(with_bos, eos_id=1)
-    example, without = ours.example(PAIR, 512), plain.example(PAIR, 512)
+    example, without = ours.example(PAIR), plain.example(PAIR)
     assert example.ids == [bos, *without.ids] and example.labels == [-100, *without.labels]
     assert ours.prompt(PAIR.context, 10) == [bos, *plain.prompt(PAIR.context, 9)]
     with pytest.raises(ValueError, match="no token"):
         ours.prompt(PAIR.context, 1)
+
+
+@pytest.mark.parametrize("begins", ["Prepend", "Metaspace"])
+def test_a_tokenizer_that_puts_a_space_before_every_text_gets_no_second_one(begins: str) -> None:
+    """Those of Llama 2 and TinyLlama: the first word of a response is encoded as it is after the prompt."""
+    llama = Tokenizer(models.BPE(unk_token="<unk>"))
+    if begins == "Prepend":
+        llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        llama.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    llama.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    texts = ["Customer: My desk is late.\nAgent: I am sorry. I am late."] * 20
+    llama.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"]))
+    encoder = PairEncoder(llama, eos_id=1)
+    example = encoder.example(Pair("My desk is late.", "I am sorry."))
+    prompt, response = llama.encode("Customer: My desk is late.\nAgent:").ids, llama.encode("I am sorry.")
+    assert example.ids == [*prompt, *response.ids, 1]
+    assert response.tokens[0].startswith("▁") and not response.tokens[0].startswith("▁▁")
+    assert encoder.texts([[label for label in example.labels if label > 1]]) == ["I am sorry."]
 
 
 def test_the_template_is_the_users_and_braces_in_a_context_are_text(tokenizer: Tokenizer) -> None:
@@ -84,7 +105,7 @@ def test_collate_shifts_by_one_and_pads_on_the_right() -> None:
 
 def test_padding_is_never_a_target(made: dict[str, list[Pair]], encoder: PairEncoder) -> None:
     pad = encoder.tokenizer.token_to_id(PAD)
-    examples = encoder.examples(made["sft_dataset"][:20], 512, "")
+    examples = encoder.examples(made["sft_dataset"][:20])
     inputs, targets = collate(examples)
     assert (inputs == pad).any() and not (targets == pad).any()
     assert (targets != -100).sum() == sum(label != -100 for example in examples for label in example.labels)

@@ -72,9 +72,10 @@ def test_every_layout_gives_the_same_pairs_from_every_kind_of_file(
     entries = LAYOUTS[layout]
     if ratings:
         entries = [entry | {"high_quality": rating} for entry, rating in zip(entries, ratings)]
-    pairs = load_pairs(write(tmp_path, entries))
+    path = write(tmp_path, entries)
+    pairs = load_pairs(path)
     assert pairs == [Pair(*texts) for texts in zip(CONTEXTS, RESPONSES, ratings or [1, 1])]
-    assert [pair.number for pair in pairs] == [1, 2]
+    assert [pair.where for pair in pairs] == [f"{path}, pair 1", f"{path}, pair 2"]
 
 
 def test_what_save_pairs_writes_comes_back(tmp_path: Path) -> None:

@@ -162,12 +162,37 @@ def test_a_model_pretrained_here_is_read_by_transformers(
 def test_the_end_of_text_token_is_the_tokenizers_and_whatever_else_ends_a_reply(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    saved_by_transformers(tmp_path, "llama3.1", tokenizer)
-    edit(tmp_path / "generation_config.json", eos_token_id=[5, 7])
-    edit(tmp_path / "config.json", eos_token_id=5, pad_token_id=7)
-    config = load_checkpoint(tmp_path).model.config
+    saved_by_transformers(tmp_path / "in", "llama3.1", tokenizer)
+    edit(tmp_path / "in" / "generation_config.json", eos_token_id=[5, 7])
+    edit(tmp_path / "in" / "config.json", eos_token_id=5, pad_token_id=7)
+    config = load_checkpoint(tmp_path / "in").model.config
     assert config.eos_ids == (1, 5, 7)
     assert config.pad_id is None  # else the model could never draw what ends its reply
+
+    checkpoint = load_checkpoint(tmp_path / "in")
+    write_folder(tmp_path / "out", checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, "")
+    assert 1 in transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("pad_id", [-1, 640, "x", None])
+def test_a_padding_token_that_does_not_exist_is_none(folder: Path, pad_id: Any) -> None:
+    edit(folder / "config.json", pad_token_id=pad_id)
+    assert load_checkpoint(folder).model.config.pad_id is None
+
+
+def test_the_chat_template_goes_through(folder: Path, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    checkpoint = load_checkpoint(folder)
+    write_folder(tmp_path / "out", checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, "")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_a_folder_that_holds_something_is_not_written_into(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="there already"):
+        write_folder(folder, checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, "")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_tokenizer_that_cuts_or_fills_up_does_neither_here(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -226,15 +251,22 @@ def refusal(folder: Path) -> str:
         ({"attention_bias": True}, "attention_bias"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"num_experts": 8}, "num_experts"),
-        ({"use_sliding_window": True, "sliding_window": 128}, "sliding_window"),
+        ({"use_sliding_window": True, "sliding_window": 128}, "sliding_window = 128"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": LLAMA3_ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": LLAMA3_ROPE | {"factor": 0}}, "factor"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"num_key_value_heads": -2}, "num_key_value_heads"),
+        ({"head_dim": -16}, "head_dim"),
         ({"model_type": "mistral", "sliding_window": 128}, "sliding window"),
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding_attention"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"vocab_size": 10**18}, "wrong kind"),
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"hidden_size": "many"}, "hidden_size"),
         ({"rope_parameters": "long"}, "wrong kind"),
-        ({"rms_norm_eps": [1]}, "wrong kind"),
+        ({"rms_norm_eps": [1]}, "rms_norm_eps"),
         ({"vocab_size": 10**30}, "wrong kind"),
         ({"eos_token_id": 640}, "below vocab_size"),
         ({"num_hidden_layers": ...}, "num_hidden_layers"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import PairEncoder
-from part4_sft.lora import add_lora, merge_lora
+from part4_sft.lora import add_lora, check_peft, merge_lora
 from part4_sft.training import mean_loss, train
 
 
@@ -21,7 +20,7 @@ def test_only_the_small_matrices_learn_and_they_are_merged_in_the_end(
     tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
     torch.manual_seed(0)
-    model, examples = copy.deepcopy(tiny_model), encoder.examples(made["sft_dataset"][:8], 512, "")
+    model, examples = copy.deepcopy(tiny_model), encoder.examples(made["sft_dataset"][:8])
     before = mean_loss(model, examples)
     lora = add_lora(model, rank=2)
     assert mean_loss(model, examples) == before  # nothing has been learnt yet
@@ -39,7 +38,8 @@ def test_only_the_small_matrices_learn_and_they_are_merged_in_the_end(
         assert rank == (2 if "_proj" in name else 0), name
 
 
-def test_without_peft_it_says_what_to_install(tiny_model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
+def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_peft()
+    monkeypatch.setattr("part4_sft.lora.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install peft"):
-        add_lora(copy.deepcopy(tiny_model), rank=2)
+        check_peft()

@@ -295,7 +295,7 @@ def test_a_test_context_that_is_trained_on_is_told(
     files = [part for name in ("--data", "--test-data") for part in (name, str(tmp_path / "mine.json"))]
     given = ["--model", str(tiny_checkpoint), "--epochs", "1", "--max-new-tokens", "1", "--samples-per-context", "1"]
     _, _, complained = command(*given, *files, *in_folder(tmp_path))
-    assert complained == "note: 4 of 4 test contexts are in the training data too\n"
+    assert complained == "note: 4 of 4 contexts of sft_test are in the training data too\n"
 
 
 def test_help_names_every_option(command: Command) -> None:
@@ -321,6 +321,8 @@ GOOD_PAIR = {"context": "Where is it?", "response": "Here.", "high_quality": 1}
         (["--test-data", "label.json"], "label.json, pair 2"),
         (["--data", "few.json"], "too few"),
         (["--test-fraction", "0.2"], "--data"),
+        (["--moments-dtype", "bfloat16"], "--dtype bfloat16"),
+        (["--prompt-template", "<EOS>{context}"], "<EOS>"),
         (["--test-fraction", "0.5"], "--test-fraction"),
         (["--prompt-template", "Q: "], "{context}"),
         (["--model", "empty"], "config.json"),

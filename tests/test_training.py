@@ -22,7 +22,7 @@ FAST = SFTConfig(learning_rate=1e-3, epochs=3)
 @pytest.fixture(scope="module")
 def examples(made: dict[str, list[Pair]], encoder: PairEncoder) -> list[Example]:
     """Eleven pairs: a full step of 8 and one of 3."""
-    return encoder.examples(made["sft_dataset"][495:506], 512, "")
+    return encoder.examples(made["sft_dataset"][495:506])
 
 
 def trained(model: Transformer, examples: list[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
@@ -161,7 +161,7 @@ def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transf
         Pair("I want a refund.", "Done."),
         Pair("The jam is gone.", "Thank you for your message."),
     ]
-    examples = [encoder.example(pair, 512) for pair in pairs]
+    examples = [encoder.example(pair) for pair in pairs]
     model, _ = trained(tiny_model, examples, SFTConfig(learning_rate=1e-2, epochs=60))
     replies = generate(
         model,
