@@ -1,6 +1,6 @@
 """How much memory does fine-tuning need? python -m benchmarks.memory
 
-Trains a model of SmolLM2's 135M shape, with random weights, for two steps of 8 pairs of 256 tokens, once for each
+Trains a model of SmolLM2's 135M shape, with random weights, for one step of 8 pairs of 128 tokens, once for each
 way to save memory, each in a process of its own, and prints the peak of that process less what Python and torch need.
 For larger models it computes what weights, gradients and Adam's moments need, which is the same for every machine.
 """
@@ -33,7 +33,7 @@ WAYS = {
     "--dtype bfloat16 --moments-dtype bfloat16": replace(BASE, dtype="bfloat16", moments_dtype="bfloat16"),
     "--dtype bfloat16 --lora-rank 16": replace(BASE, dtype="bfloat16", lora_rank=16),
 }
-PAIRS, TOKENS = 16, 256
+PAIRS, TOKENS = 8, 128
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
-    """Gigabytes that this process came to need for two steps."""
+    """Gigabytes that this process came to need for one step."""
     if config.lora_rank:
         import peft  # noqa: F401, so that its own memory is not counted
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
