@@ -7,6 +7,7 @@ For larger models it computes what weights, gradients and Adam's moments need, w
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -37,14 +38,16 @@ PAIRS, TOKENS = 8, 128
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        print(measured(WAYS[sys.argv[1]], sys.argv[2] == "True"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--only", nargs=2, metavar=("WAY", "CHECKPOINTING"), help="measure one way, in this process")
+    if only := parser.parse_args().only:
+        print(measured(WAYS[only[0]], only[1] == "True"))
         return
     rows = []
     for way, config in WAYS.items():
         peaks = [
             subprocess.run(
-                [sys.executable, "-m", "benchmarks.memory", way, str(checkpointing)],
+                [sys.executable, "-m", "benchmarks.memory", "--only", way, str(checkpointing)],
                 capture_output=True, text=True, check=True,
             ).stdout
             for checkpointing in (False, True)

@@ -60,8 +60,8 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         model, tokenizer, settings = read_folder(path, dtype)
         return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
     if not path.is_file():
-        command = f"python -m part3_pretrain.pretrain --checkpoint {path}"
-        raise UserError(f"there is no checkpoint {path}; make one with: {command}")
+        advice = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
+        raise UserError(f"there is no file {path}: {advice}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if contents["format"] != FORMAT:

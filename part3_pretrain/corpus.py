@@ -1,6 +1,6 @@
 """What the base model reads: conversations of the retail world or the user's text files, as rows of token ids.
 
-Most agents in it are typical ones: fewer than a fifth of the replies are ideal. It holds no (intent, item) combination
+Most agents in it are typical ones: about a fifth of their replies are ideal. It holds no (intent, item) combination
 and no wording that is reserved for validation or test; an intent's `restated_only` phrases occur only where a customer
 says a problem twice and no agent answers.
 """

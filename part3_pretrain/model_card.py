@@ -22,6 +22,8 @@ def model_card(name: str, checkpoint: Checkpoint) -> str:
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     if "results" in made_by:
         history = _fine_tuning(made_by)
+    elif made_by.keys() == {"from"}:
+        history = [f"Converted from `{made_by['from']}`, which does not tell how it was made."]
     else:
         history = ["Not fine-tuned by `part4_sft`. How it was made:", _listed(made_by)]
     sections = [

@@ -79,7 +79,8 @@ def run_pretraining(config: PretrainConfig) -> None:
         raise UserError(f"--checkpoint {config.checkpoint} is a folder; name a file in it")
     texts = read_corpus(config)
     model, tokenizer, losses = pretrain(texts, config)
-    made_by = {name: str(value) if isinstance(value, list | Path) else value for name, value in asdict(config).items()}
+    made_by = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    made_by["corpus"] = [str(path) for path in config.corpus or []]
     save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
     picture = config.out_dir / "pretraining_loss_curve.png"
     save_loss_curve(picture, losses)
