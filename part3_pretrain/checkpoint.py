@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.command_line import UserError
+from part3_pretrain.command_line import UserError, first_line
 from part3_pretrain.files import written_whole
 from part3_pretrain.huggingface import read_folder
 from part3_pretrain.model import ModelConfig, Transformer
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         tokenizer = load_tokenizer(contents["tokenizer"])
         made_by, hugging_face = contents["made_by"], contents["hugging_face"]
     except Exception as error:  # torch, pickle, zipfile and tokenizers each raise kinds of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{path} is damaged or not a checkpoint ({reason}); make it anew or name another") from error
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has more entries than the model; make the checkpoint anew")

@@ -16,6 +16,11 @@ class UserError(Exception):
     """Something that the user gave cannot be used; the message says what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for a `UserError`; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def exit_status(main: Callable[[], None]) -> int:
     """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C."""
     try:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from part3_pretrain.command_line import UserError
+from part3_pretrain.command_line import UserError, first_line
 from part3_pretrain.files import folder_written_whole
 from part3_pretrain.model import FAMILIES, ModelConfig, Transformer
 from part3_pretrain.tokenizer import load_tokenizer
@@ -76,14 +76,14 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
     try:
         tokenizer = load_tokenizer(path.read_text(encoding="utf-8"))
     except Exception as error:  # the tokenizers library raises Exception itself
-        raise UserError(f"{path} is damaged or not a tokenizer ({_first_line(error)}); copy it anew") from error
+        raise UserError(f"{path} is damaged or not a tokenizer ({first_line(error)}); copy it anew") from error
     try:
         config = model_config(settings, tokenizer)
         model = filled(config, _tensors(folder), dtype)
     except ValueError as error:
         raise UserError(f"{folder} cannot be used: {error}") from error
     except (AttributeError, KeyError, TypeError, OverflowError, RuntimeError) as error:  # a text instead of a table ...
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(
             f"{folder} cannot be used: a value in its JSON files is of the wrong kind ({reason})"
         ) from error
@@ -104,7 +104,7 @@ def model_config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
             )
     sizes = {ours: _whole_number(config, theirs) for ours, theirs in SIZES.items()}
     _check_attention_is_full(config, family, sizes["max_positions"])
-    num_heads = _whole_number(config, "num_attention_heads")
+    num_heads = sizes["num_heads"]
     if config.get("num_key_value_heads") is None:
         config = {**config, "num_key_value_heads": num_heads}
     if config.get("head_dim") is None:
@@ -200,7 +200,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     if not name.endswith(".rotary_emb.inv_freq"):  # old files hold what is computed from the config
                         yield name.removeprefix("model."), shard.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or not a safetensors file ({_first_line(error)})") from error
+            raise ValueError(f"{file} is damaged or not a safetensors file ({first_line(error)})") from error
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
@@ -220,14 +220,10 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; is it the folder of a Hugging Face model?") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON in UTF-8 ({_first_line(error)}); copy it anew") from error
+        raise UserError(f"{path} is not JSON in UTF-8 ({first_line(error)}); copy it anew") from error
     if path.suffix == ".json" and not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; copy it anew")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # ---------------------------------------------------------------------------------------------------- out

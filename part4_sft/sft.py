@@ -159,6 +159,7 @@ def fine_tune(
     """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
     examples = encoder.examples(chosen(data["sft_dataset"], config))
     validation = data["sft_validation"]
+    scenarios = metrics.recognise(validation)
     validation_examples = encoder.examples(validation)
     encoder.examples(data["sft_test"])  # one that does not fit is better told of now than after the training
     by_epoch: list[dict[str, Any]] = []
@@ -167,7 +168,7 @@ def fine_tune(
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
             replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
-            scores = score(replies, validation, metrics.recognise(validation))
+            scores = score(replies, validation, scenarios)
             by_epoch.append(
                 {
                     "epoch": epoch,
@@ -198,7 +199,7 @@ def evaluate(
     scenarios = metrics.recognise(pairs)
     models = (pretrained, sft, encoder)
     how = (sampling(config), config.seed)
-    test = evaluate_sft_vs_pretrained(*models, pairs, *how, samples=config.samples_per_context)
+    test = evaluate_sft_vs_pretrained(*models, pairs, *how, samples=config.samples_per_context, scenarios=scenarios)
     evaluation: dict[str, Any] = {
         **test.scores,
         "samples": {"per_context": config.samples_per_context, "spread": test.spread},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; commands started by tests inherit it
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -14,11 +16,29 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
+from part3_pretrain.command_line import exit_status
 from part3_pretrain.corpus import draw_conversation
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.dataset import Pair, make_datasets
 from part4_sft.encoding import PairEncoder
+
+Command = Callable[..., tuple[int | str | None, str, str]]
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Calls the `main` of a command with arguments; returns its exit status and what went to stdout and stderr."""
+
+    def call(main: Callable[[], None], *arguments: object) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+        try:
+            status: int | str | None = exit_status(main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 
 from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.command_line import exit_status
 from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
@@ -23,22 +22,13 @@ from part4_sft.generation import Sampling
 from part4_sft.metrics import generate_replies
 from part4_sft.training import train
 
-Command = Callable[..., int | str | None]
+Command = Callable[..., tuple[int | str | None, str, str]]
 PAIRS = [Pair("My desk is late.", "I am sorry."), Pair("Where is my tent?", "It is on its way.")]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Calls the command with arguments; returns its exit status."""
-
-    def call(*arguments: object) -> int | str | None:
-        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-        try:
-            return exit_status(convert.main)
-        except SystemExit as stop:
-            return stop.code
-
-    return call
+def command(run_main: Command) -> Command:
+    return partial(run_main, convert.main)
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +56,15 @@ def test_there_and_back_gives_the_same_weights_and_tokenizer(
     command: Command, fine_tuned: tuple[Path, Transformer], tmp_path: Path
 ) -> None:
     path, model = fine_tuned
-    assert command("to-hf", path, tmp_path / "folder") == 0
-    assert command("from-hf", tmp_path / "folder", tmp_path / "back.pt") == 0
+    assert command("to-hf", path, tmp_path / "folder")[0] == 0
+    assert command("from-hf", tmp_path / "folder", tmp_path / "back.pt")[0] == 0
     back = load_checkpoint(tmp_path / "back.pt", dtype=None)
     assert back.model.config == model.config
     for name, weight in model.named_parameters():
         assert torch.equal(back.model.get_parameter(name), weight), name
     assert back.tokenizer.to_str() == load_checkpoint(path).tokenizer.to_str()
 
-    assert command("to-hf", tmp_path / "back.pt", tmp_path / "again") == 0
+    assert command("to-hf", tmp_path / "back.pt", tmp_path / "again")[0] == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
 
@@ -132,14 +122,14 @@ def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     complaint: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a file").write_text("precious")
     Path("empty").mkdir()
-    assert command(*(argument.replace("{checkpoint}", str(tiny_checkpoint)) for argument in arguments)) == 2
-    complained = capsys.readouterr().err
+    given = (argument.replace("{checkpoint}", str(tiny_checkpoint)) for argument in arguments)
+    status, _, complained = command(*given)
+    assert status == 2
     assert complained.startswith("error:") and complained.count("\n") == 1 and complaint in complained
     assert {path.name for path in tmp_path.iterdir()} == {"a file", "empty"} and not list(Path("empty").iterdir())

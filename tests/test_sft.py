@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.command_line import exit_status
 from part3_pretrain.huggingface import write_folder
 from part3_pretrain.model import Transformer
 from part4_sft import sft
@@ -218,18 +218,8 @@ Command = Callable[..., tuple[int | str | None, str, str]]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls the command with options; returns its exit status and what it printed to stdout and stderr."""
-
-    def call(*options: str) -> tuple[int | str | None, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sft", *options])
-        try:
-            status: int | str | None = exit_status(sft.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+def command(run_main: Command) -> Command:
+    return partial(run_main, sft.main)
 
 
 def test_a_second_run_gives_the_same_weights_and_replies(run: Run, command: Command, tmp_path: Path) -> None:
