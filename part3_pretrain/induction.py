@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from part3_pretrain.model import Transformer, rotate
+from part3_pretrain.model import Transformer, rotate, rotation
 
 EMBEDDING_STD = 0.05
 CONSTANT = 0.25  # what every embedding has in its first place, so that attention can depend on position alone
@@ -39,9 +39,8 @@ def start_with_induction_heads(model: Transformer) -> None:
 
     first, second = (model.layers[index].self_attn for index in (0, 1))
     # Layer 1: the query is the key turned back by one position, so every token looks at the one before it ...
-    frequencies = model.frequencies.repeat(2)
-    key = SHARPNESS * frequencies
-    query = rotate(key, frequencies.cos(), -frequencies.sin())
+    key = SHARPNESS * model.frequencies.repeat(2)
+    query = rotate(key, *rotation(-model.frequencies, key.dtype))
     first.k_proj.weight.zero_()[:, 0] = key.repeat(config.num_heads)
     first.q_proj.weight.zero_()[:, 0] = query.repeat(config.num_heads)
     # ... and notes it in directions of its own (`aside`), so that it is not mistaken for the token itself.

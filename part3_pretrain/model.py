@@ -9,14 +9,21 @@ names of `transformers.LlamaModel`, so weights travel without a table of names.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from part3_pretrain.norm import RMSNorm
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each (batch, heads, time, head_dim)
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,17 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
         self.normalises = config.family == "qwen3"
         if self.normalises:
-            self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attend: Attend,
+        cache: KVCache | None,
+        layer: int,
+        wanted: Tensor | None,
     ) -> Tensor:
         batch, time, _ = x.shape
         queries, keys, values = (
@@ -94,8 +107,8 @@ class Attention(nn.Module):
             keys, values = cache.append(layer, keys, values)
         if (groups := queries.shape[1] // keys.shape[1]) > 1:
             keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
+        mixed = attend(queries, keys, values).transpose(1, 2).reshape(batch, time, -1)
+        return self.o_proj(only(mixed, wanted))
 
 
 class SwiGLU(nn.Module):
@@ -112,15 +125,22 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attend: Attend,
+        cache: KVCache | None,
+        layer: int,
+        wanted: Tensor | None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
+        mixed = self.self_attn(self.input_layernorm(x), rope, attend, cache, layer, wanted)
+        x = only(x, wanted) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -133,7 +153,7 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False  # whether training computes the blocks twice to save memory
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_embeddings()
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
@@ -158,6 +178,9 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        *,
+        lengths: list[int] | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """The hidden states after the last norm; `lm_head` turns those that are wanted into logits.
 
@@ -167,24 +190,32 @@ class Transformer(nn.Module):
             mask: which tokens may be looked at, boolean, broadcastable to (batch, heads, time, seen tokens); by
                 default each token looks at itself and at all before it.
             cache: holds the tokens before `tokens`; the new ones are added to it.
+            lengths: of the texts that stand one behind another in `tokens`, which is then a batch of one row; no
+                text sees another, and there is no padding.
+            wanted: indices of tokens, counted through all rows; the last block leaves out the others.
 
         Returns:
-            (batch, time, hidden_size)
+            (batch, time, hidden_size), or (wanted tokens, hidden_size) of those that are wanted.
         """
         seen = cache.length if cache is not None else 0
         columns = torch.arange(seen + tokens.shape[1], device=tokens.device)
-        if positions is None:
+        if lengths is not None:
+            positions = torch.cat([columns[:length] for length in lengths])[None]
+        elif positions is None:
             positions = columns[None, seen:]
         if mask is None and seen:  # without a mask, attention takes the first new token for the first of all
             mask = columns <= columns[seen:, None]
         x = self.embed_tokens(tokens)
-        angles = (positions[:, None, :, None] * self.frequencies).repeat(1, 1, 1, 2)  # (batch, 1, time, head_dim)
-        rope = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        angles = positions[:, None, :, None] * self.frequencies  # (batch, 1, time, head_dim / 2)
+        rope = rotation(angles, x.dtype)
+        attend = attention(mask, lengths, like=x)
         for layer, block in enumerate(self.layers):
+            is_last = layer == self.config.num_layers - 1
+            arguments = (x, rope, attend, cache, layer, wanted if is_last else None)
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rope, mask, cache, layer, use_reentrant=False)
+                x = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                x = block(x, rope, mask, cache, layer)
+                x = block(*arguments)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
@@ -209,7 +240,40 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     return frequencies * (kept + (1 - kept) / config.rope_scaling["factor"])
 
 
+def attention(mask: Tensor | None, lengths: list[int] | None, like: Tensor) -> Attend:
+    """Softmax attention (Vaswani et al. 2017), in which a token looks at those that `Transformer.forward` says."""
+    if lengths is None:
+        return partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=mask is None)
+    if like.is_cuda and like.dtype == torch.bfloat16:
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=like.device)
+        return partial(_attend_within_texts_by_flash, ends=ends, longest=max(lengths))
+    return partial(_attend_within_texts, lengths=lengths)
+
+
+def _attend_within_texts(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
+    texts = zip(*(x.split(lengths, dim=2) for x in (queries, keys, values)))
+    return torch.cat([F.scaled_dot_product_attention(*text, is_causal=True) for text in texts], dim=2)
+
+
+def _attend_within_texts_by_flash(queries: Tensor, keys: Tensor, values: Tensor, ends: Tensor, longest: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer
+
+    flat = (x[0].transpose(0, 1) for x in (queries, keys, values))
+    mixed = varlen_attn(*flat, ends, ends, longest, longest, window_size=(-1, 0))  # no token after a text's own
+    return mixed.transpose(0, 1)[None]
+
+
+def only(x: Tensor, wanted: Tensor | None) -> Tensor:
+    """The tokens of `x`, (batch, time, size), with the indices `wanted`: (tokens, size); all of `x` by default."""
+    return x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
+
+
+def rotation(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What `rotate` multiplies with, each (..., head_dim), for angles (..., head_dim / 2)."""
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + head_dim/2) of `x`, (batch, heads, time, head_dim), by its position's angle."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    """Turns each pair (i, i + head_dim/2) of `x`, (batch, heads, time, head_dim), as `rotation` says."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

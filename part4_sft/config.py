@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option, parse
-from part4_sft.encoding import DEFAULT_TEMPLATE
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
+DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
 PROBABILITY = {"wanted": "above 0 and at most 1", "is_good": lambda value: 0 < value <= 1}
 
 

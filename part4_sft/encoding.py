@@ -10,21 +10,21 @@ The two parts are encoded apart, so the boundary between them is exact, and <EOS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from part3_pretrain.command_line import UserError
-from part3_pretrain.corpus import IGNORE, pad
+from part3_pretrain.corpus import IGNORE
+from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
-
-DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
-PADDING = 0  # any id would do: nothing looks at what stands behind the end of a row, and no label asks for it
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,29 @@ class Example:
 
     ids: list[int]
     labels: list[int]
+
+
+class Examples(Sequence[Example]):
+    """Any number of examples in flat arrays, 4 bytes a token and 12 a pair, where lists would take ten times that."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self.ids, self.ends, self.prompt_lengths = array("i"), array("q", [0]), array("i")
+        for example in examples:
+            self.ids.extend(example.ids)
+            self.ends.append(len(self.ids))
+            self.prompt_lengths.append(example.labels.count(IGNORE))
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """An example, or for a slice a list of them."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # from the end too; raises IndexError
+        ids = self.ids[self.ends[place] : self.ends[place + 1]].tolist()
+        prompt_length = self.prompt_lengths[place]
+        return Example(ids, [IGNORE] * prompt_length + ids[prompt_length:])
 
 
 @dataclass(frozen=True)
@@ -82,30 +105,36 @@ class PairEncoder:
             raise ValueError(f"its response has {len(response)} tokens, too many for {self.max_length}") from error
         return Example(prompt + response, [IGNORE] * len(prompt) + response)
 
-    def examples(self, pairs: Iterable[Pair]) -> list[Example]:
+    def examples(self, pairs: Iterable[Pair]) -> Examples:
         """Tokenises and masks pairs. Raises UserError naming the first that is too long."""
-        encoded = []
-        for place, pair in enumerate(pairs, start=1):
-            try:
-                encoded.append(self.example(pair))
-            except ValueError as error:
-                advice = "shorten it, or raise --max-length as far as the model goes"
-                raise UserError(f"{pair.where or f'pair {place}'}: {error}; {advice}") from error
-        return encoded
+
+        def encoded() -> Iterator[Example]:
+            for place, pair in enumerate(pairs, start=1):
+                try:
+                    yield self.example(pair)
+                except ValueError as error:
+                    advice = "shorten it, or raise --max-length as far as the model goes"
+                    raise UserError(f"{pair.where or f'pair {place}'}: {error}; {advice}") from error
+
+        return Examples(encoded())
 
     def texts(self, replies: list[list[int]]) -> list[str]:
         """Generated ids as text, without the space that begins a response."""
         return [text.strip() for text in self.tokenizer.decode_batch(replies)]
 
 
-def collate(examples: list[Example]) -> tuple[Tensor, Tensor]:
-    """Examples as inputs and the labels of the next token, each (batch, time), padded on the right."""
-    inputs = pad([torch.tensor(example.ids[:-1]) for example in examples], PADDING)
-    targets = pad([torch.tensor(example.labels[1:]) for example in examples], IGNORE)
-    return inputs, targets
+def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int]]:
+    """Examples one behind another, without padding.
+
+    Returns:
+        Inputs and the labels of the next token, each (1, time), and the length of each example's part.
+    """
+    inputs = [token for example in examples for token in example.ids[:-1]]
+    targets = [label for example in examples for label in example.labels[1:]]
+    return torch.tensor([inputs]), torch.tensor([targets]), [len(example.ids) - 1 for example in examples]
 
 
-def shuffled_steps(examples: list[Example], batch_size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
+def shuffled_steps(examples: Sequence[Example], batch_size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
     """One epoch's optimizer steps: every example once, in an order that seed and epoch decide."""
     order = list(range(len(examples)))
     Random(f"{seed}/{epoch}").shuffle(order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,16 +28,17 @@ class Step:
     gradient_norm: float
 
 
-def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
+def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: list[int]) -> Tensor:
     """Cross-entropy summed over the targets that are not -100; a scalar.
 
     Args:
-        inputs: ids, (batch, time).
-        targets: the id that follows each input, or -100, (batch, time).
+        inputs: ids, (1, time).
+        targets: the id that follows each input, or -100, (1, time).
+        lengths: of the examples that stand one behind another in both.
     """
-    is_response = targets != IGNORE
-    # Logits only where they are asked for: the context is more than half of the tokens.
-    hidden, wanted = model(inputs)[is_response], targets[is_response]
+    # The context, more than a third of the tokens, needs neither logits nor most of the last block.
+    is_response = (targets[0] != IGNORE).nonzero()[:, 0]
+    hidden, wanted = model(inputs, lengths=lengths, wanted=is_response), targets[0, is_response]
 
     def of(hidden: Tensor, wanted: Tensor) -> Tensor:
         return summed_cross_entropy(model.lm_head(hidden).float(), wanted)
@@ -53,7 +54,7 @@ def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
 
 def train(
     model: Transformer,
-    examples: list[Example],
+    examples: Sequence[Example],
     config: SFTConfig,
     after_epoch: Callable[[int, float], None],
 ) -> list[Step]:
@@ -81,8 +82,8 @@ def train(
                 step_loss = 0.0
                 micro_batch = -(-len(step) // config.gradient_accumulation_steps)
                 for start in range(0, len(step), micro_batch):
-                    inputs, targets = collate(step[start : start + micro_batch])
-                    loss = masked_loss(model, inputs.to(device), targets.to(device)) / step_tokens
+                    inputs, targets, lengths = collate(step[start : start + micro_batch])
+                    loss = masked_loss(model, inputs.to(device), targets.to(device), lengths) / step_tokens
                     loss.backward()
                     step_loss += loss.item()
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -104,12 +105,12 @@ def make_optimizer(parameters: list[nn.Parameter], config: SFTConfig) -> torch.o
 
 
 @torch.inference_mode()
-def mean_loss(model: Transformer, examples: list[Example], batch_size: int = 50) -> float:
+def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int = 50) -> float:
     """Cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
     device = model.embed_tokens.weight.device
     summed, tokens = 0.0, 0
     for start in range(0, len(examples), batch_size):
-        inputs, targets = collate(examples[start : start + batch_size])
-        summed += masked_loss(model, inputs.to(device), targets.to(device)).item()
+        inputs, targets, lengths = collate(examples[start : start + batch_size])
+        summed += masked_loss(model, inputs.to(device), targets.to(device), lengths).item()
         tokens += int((targets != IGNORE).sum())
     return summed / tokens

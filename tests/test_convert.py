@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
-from part4_sft.config import SFTConfig
+from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import DEFAULT_TEMPLATE, PairEncoder
+from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling
 from part4_sft.metrics import generate_replies
 from part4_sft.training import train

@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
@@ -95,20 +94,23 @@ def test_the_template_is_the_users_and_braces_in_a_context_are_text(tokenizer: T
 # ---------------------------------------------------------------------------------------------------- batches
 
 
-def test_collate_shifts_by_one_and_pads_on_the_right() -> None:
+def test_collate_shifts_by_one_and_pads_nothing() -> None:
     short = Example([5, 6, 7], [-100, 6, 7])
     long = Example([5, 8, 9, 2, 1], [-100, -100, 9, 2, 1])
-    inputs, targets = collate([short, long])
-    assert torch.equal(inputs, torch.tensor([[5, 6, 0, 0], [5, 8, 9, 2]]))
-    assert torch.equal(targets, torch.tensor([[6, 7, -100, -100], [-100, 9, 2, 1]]))
+    inputs, targets, lengths = collate([short, long])
+    assert inputs.tolist() == [[5, 6, 5, 8, 9, 2]]
+    assert targets.tolist() == [[6, 7, -100, 9, 2, 1]]
+    assert lengths == [2, 4]
 
 
-def test_padding_is_never_a_target(made: dict[str, list[Pair]], encoder: PairEncoder) -> None:
-    pad = encoder.tokenizer.token_to_id(PAD)
-    examples = encoder.examples(made["sft_dataset"][:20])
-    inputs, targets = collate(examples)
-    assert (inputs == pad).any() and not (targets == pad).any()
-    assert (targets != -100).sum() == sum(label != -100 for example in examples for label in example.labels)
+def test_flat_arrays_give_back_every_example(made: dict[str, list[Pair]], encoder: PairEncoder) -> None:
+    pairs = made["sft_dataset"][:20]
+    examples = encoder.examples(pairs)
+    expected = [encoder.example(pair) for pair in pairs]
+    assert list(examples) == expected and len(examples) == 20
+    assert examples[3:7] == expected[3:7] and examples[-1] == expected[-1]
+    with pytest.raises(IndexError):
+        examples[20]
 
 
 def test_every_epoch_sees_each_example_once_in_its_own_seeded_order() -> None:
