@@ -7,38 +7,13 @@ writes what came out.
 
 from __future__ import annotations
 
-import json
 import platform
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.command_line import UserError, exit_status
-from part3_pretrain.files import check_writable, written_whole
-from part3_pretrain.model import Transformer
-from part3_pretrain.pretrain import PretrainConfig, run_pretraining
-from part4_sft import dataset, metrics, report
-from part4_sft.baselines import most_common_replies, nearest_replies
-from part4_sft.comparison import compare
+from part3_pretrain.command_line import exit_status
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig, parse_arguments
-from part4_sft.dataset import Pair
-from part4_sft.encoding import PairEncoder
-from part4_sft.failures import errors_by_category, worst_replies
-from part4_sft.formats import load_pairs
-from part4_sft.generation import Sampling
-from part4_sft.lora import add_lora, check_peft, merge_lora
-from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
-from part4_sft.robustness import disturbed
-from part4_sft.training import Step, mean_loss, train
-
-UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 
 
 def main() -> None:
@@ -51,16 +26,27 @@ def run(config: SFTConfig) -> dict[str, Any]:
     Raises:
         UserError: an option, a file or a folder cannot be used; nothing half-written is left behind.
     """
+    # Only now, since torch takes seconds to import, for which neither --help nor a mistyped option should wait.
+    import torch
+
+    from part3_pretrain.checkpoint import load_checkpoint
+    from part3_pretrain.files import check_writable
+    from part4_sft import report, stages
+    from part4_sft.encoding import PairEncoder
+    from part4_sft.stages import timed
+
     timing: dict[str, float] = {}
-    device = choose_device(config.device)
-    check_options(config)
+    device = stages.choose_device(config.device)
+    stages.check_options(config)
     check_writable(config.out_dir, config.checkpoint_dir)
     torch.manual_seed(config.seed)
 
     with timed("data", timing):
-        data = prepare_data(config)
+        data = stages.prepare_data(config)
     with timed("pretraining", timing):
         if config.model == DEFAULT_CHECKPOINT and not config.model.exists():
+            from part3_pretrain.pretrain import PretrainConfig, run_pretraining
+
             print(f"{config.model} is missing, so Part 3 runs first and makes it")
             run_pretraining(PretrainConfig(seed=config.seed, checkpoint=config.model, out_dir=config.out_dir))
         checkpoint = load_checkpoint(config.model, getattr(torch, config.dtype))
@@ -70,13 +56,13 @@ def run(config: SFTConfig) -> dict[str, Any]:
     encoder = PairEncoder(
         checkpoint.tokenizer, model.config.eos_ids[0], template, max_length=min(config.max_length, positions)
     )
-    check_prompt(encoder, positions - config.max_new_tokens)
+    stages.check_prompt(encoder, positions - config.max_new_tokens)
 
-    steps, by_epoch = fine_tune(model, encoder, data, config, timing)
+    steps, by_epoch = stages.fine_tune(model, encoder, data, config, timing)
     with timed("evaluation", timing):
         # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
         pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
-        evaluation, entries = evaluate(pretrained, model, encoder, data, config)
+        evaluation, entries = stages.evaluate(pretrained, model, encoder, data, config)
 
     evaluation = {
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
@@ -90,214 +76,14 @@ def run(config: SFTConfig) -> dict[str, Any]:
         },
         "timing_seconds": timing,
         "dataset": {name: len(pairs) for name, pairs in data.items()}
-        | {"trained_on": len(chosen(data["sft_dataset"], config))},
+        | {"trained_on": len(stages.chosen(data["sft_dataset"], config))},
         **evaluation,
         "by_epoch": by_epoch,
         "examples": entries["test"][:8],
     }
-    written = save(checkpoint, steps, evaluation, entries, data, config)
+    written = stages.save(checkpoint, steps, evaluation, entries, data, config)
     report.print_summary(evaluation, written)
     return evaluation
-
-
-# ---------------------------------------------------------------------------------------------------- the stages
-
-
-def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
-    """The data sets by the names of their files.
-
-    Those that the user named are read. Pairs of the retail world are tested with the retail world's test sets; from
-    any others, and wherever --test-fraction says so, a share is held out.
-    """
-    given = {
-        name: load_pairs(path)
-        for name, path in {
-            "sft_dataset": config.data,
-            "sft_validation": config.validation_data,
-            "sft_test": config.test_data,
-        }.items()
-        if path
-    }
-    pairs = given.get("sft_dataset", [])
-    usable = chosen(pairs, config)
-    if pairs and not usable:
-        raise UserError(f"{config.data} holds no pair with high_quality 1; label some, or use --train-on all")
-    if not pairs or (config.test_fraction is None and metrics.recognise(pairs)):
-        data = dataset.make_datasets(config.seed) | given
-    else:
-        contexts = len({pair.context for pair in usable})
-        most = {"sft_test": dataset.TEST_PAIRS, "sft_validation": dataset.VALIDATION_PAIRS}
-        share = max(1, round((config.test_fraction or 0.1) * contexts))
-        sizes = {name: share if config.test_fraction else min(share, most[name]) for name in most if name not in given}
-        try:
-            parts = dataset.hold_out(usable, list(sizes.values()), config.seed)
-        except ValueError as error:
-            raise UserError(f"{config.data}: {error}; name --test-data and --validation-data") from error
-        held_out = {pair.context for part in parts for pair in part}
-        data = given | dict(zip(sizes, parts))
-        data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out]
-    trained = {pair.context for pair in chosen(data["sft_dataset"], config)}
-    for name in ("sft_validation", "sft_test"):
-        if known := sum(pair.context in trained for pair in data[name]):
-            note = f"note: {known} of {len(data[name])} contexts of {name} are in the training data too"
-            print(note, file=sys.stderr)
-    return data
-
-
-def chosen(pairs: list[Pair], config: SFTConfig) -> list[Pair]:
-    """The pairs that give gradients."""
-    return [pair for pair in pairs if pair.high_quality == 1 or config.train_on == "all"]
-
-
-def fine_tune(
-    model: Transformer,
-    encoder: PairEncoder,
-    data: dict[str, list[Pair]],
-    config: SFTConfig,
-    timing: dict[str, float],
-) -> tuple[list[Step], list[dict[str, Any]]]:
-    """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
-    examples = encoder.examples(chosen(data["sft_dataset"], config))
-    validation = data["sft_validation"]
-    scenarios = metrics.recognise(validation)
-    validation_examples = encoder.examples(validation)
-    encoder.examples(data["sft_test"])  # one that does not fit is better told of now than after the training
-    by_epoch: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
-
-    def validate(epoch: int, train_loss: float | None) -> None:
-        with timed(f"epoch {epoch}", seconds):
-            replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
-            scores = score(replies, validation, scenarios)
-            by_epoch.append(
-                {
-                    "epoch": epoch,
-                    "train_loss": train_loss,
-                    "validation_loss": mean_loss(model, validation_examples),
-                    **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
-                }
-            )
-
-    with timed("fine_tuning", timing):
-        validate(0, None)
-        lora = add_lora(model, config.lora_rank) if config.lora_rank else None
-        model.gradient_checkpointing = config.gradient_checkpointing
-        trained = torch.compile(model) if config.compile else model
-        steps = train(trained, examples, config, after_epoch=validate)
-        if lora:
-            merge_lora(lora)
-    timing["validation"] = round(sum(seconds.values()), 2)
-    timing["fine_tuning"] = round(timing["fine_tuning"] - timing["validation"], 2)
-    return steps, by_epoch
-
-
-def evaluate(
-    pretrained: Transformer, sft: Transformer, encoder: PairEncoder, data: dict[str, list[Pair]], config: SFTConfig
-) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
-    """Both models on every test set, the ceiling, the baselines, and what goes wrong; and all texts by test set."""
-    pairs, training = data["sft_test"], chosen(data["sft_dataset"], config)
-    scenarios = metrics.recognise(pairs)
-    models = (pretrained, sft, encoder)
-    how = (sampling(config), config.seed)
-    test = evaluate_sft_vs_pretrained(*models, pairs, *how, samples=config.samples_per_context, scenarios=scenarios)
-    evaluation: dict[str, Any] = {
-        **test.scores,
-        "samples": {"per_context": config.samples_per_context, "spread": test.spread},
-        "comparison": compare(test.entries, config.seed),
-    }
-    entries = {"test": test.entries}
-    for name, file in UNSEEN.items():
-        if file not in data:
-            continue
-        found = evaluate_sft_vs_pretrained(*models, data[file], *how, name=name)
-        evaluation[name], entries[name] = found.scores, found.entries
-    if scenarios:
-        evaluation["robustness"] = {}
-        for name, (changed, wanted) in disturbed(pairs, scenarios, config.seed).items():
-            found = evaluate_sft_vs_pretrained(*models, changed, *how, scenarios=wanted, name=name)
-            evaluation["robustness"][name], entries[name] = found.scores, found.entries
-        evaluation["worst_replies"] = worst_replies(test.entries)
-        evaluation["errors_by_category"] = errors_by_category(test.entries)
-    evaluation["baselines"] = {
-        "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
-        "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
-    }
-    return evaluation, entries
-
-
-def save(
-    checkpoint: Checkpoint,
-    steps: list[Step],
-    evaluation: dict[str, Any],
-    entries: dict[str, list[Entry]],
-    data: dict[str, list[Pair]],
-    config: SFTConfig,
-) -> list[Path]:
-    """Writes the model, the data, the numbers, the texts, the picture and the report; returns their paths."""
-    out = config.out_dir
-    written = [config.checkpoint_dir / "sft_model.pt"]
-    made_by = {
-        "from": str(config.model),
-        "settings": evaluation["config"],
-        "dataset": evaluation["dataset"],
-        "results": {author: evaluation[author] for author in ("pretrained", "sft")},
-    }
-    save_checkpoint(written[0], replace(checkpoint, made_by=made_by))
-    for name, pairs in data.items():
-        dataset.save_pairs(out / f"{name}.json", pairs)
-        written.append(out / f"{name}.json")
-    contents: dict[str, Any] = {"evaluation.json": evaluation}
-    for name, replies in entries.items():
-        contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
-    for name, content in contents.items():
-        with written_whole(out / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written.append(out / name)
-    report.save_loss_curve(out / "loss_curve.png", [step.loss for step in steps], evaluation["by_epoch"])
-    report.save_report(out / "README_Part4_SFT_Comprehensive.md", evaluation)
-    return [*written, out / "loss_curve.png", out / "README_Part4_SFT_Comprehensive.md"]
-
-
-# ---------------------------------------------------------------------------------------------------- small parts
-
-
-def sampling(config: SFTConfig) -> Sampling:
-    return Sampling(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
-
-
-def check_options(config: SFTConfig) -> None:
-    """Raises UserError where options do not go together."""
-    if config.moments_dtype == "bfloat16" and config.dtype != "bfloat16":
-        raise UserError("--moments-dtype bfloat16 needs --dtype bfloat16 too; float32 weights have float32 moments")
-    if config.test_fraction and not config.data:
-        raise UserError("--test-fraction is a share of --data; name a file with --data too")
-    if config.lora_rank:
-        check_peft()
-
-
-def check_prompt(encoder: PairEncoder, room: int) -> None:
-    """Raises UserError where prompts would not be read as they are meant, or have no room before a reply."""
-    for token in encoder.tokenizer.get_added_tokens_decoder().values():
-        if token.special and token.content in encoder.template:
-            raise UserError(f"--prompt-template holds {token.content}, but control tokens cannot be written as text")
-    try:
-        encoder.prompt("", room)
-    except ValueError as error:
-        raise UserError("--max-new-tokens must leave room for a prompt among the positions of the model") from error
-
-
-def choose_device(name: str) -> torch.device:
-    """Raises UserError where cuda is asked for and there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda cannot be used, since torch finds no such device here; try --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def timed(stage: str, timing: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timing[stage] = round(time.perf_counter() - start, 2)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
 from part4_sft.generation import Sampling, generate
-from part4_sft.sft import chosen, fine_tune
+from part4_sft.stages import chosen, fine_tune
 from part4_sft.training import masked_loss, mean_loss, train
 
 FAST = SFTConfig(learning_rate=1e-3, epochs=3)
