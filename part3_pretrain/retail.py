@@ -366,17 +366,31 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     """Rates a reply to a customer by the rubric in `retail.toml`; upper and lower case are the same to it."""
     text = " ".join(reply.lower().split())
     item = scenario.item.lower()
-    spellings = _any_of([item, (scenario.misspelled or item).lower()])
+    spellings = {item, (scenario.misspelled or item).lower()}
     answered = {intent for intent in INTENTS if intent.evidence.lower() in text}
     return Rating(
         acknowledgement=any(words in text for words in WORLD["rubric"]["acknowledgement"]),
-        item=re.search(rf"\b(?:{spellings})\b", text) is not None,
+        item=any(_says(text, spelling) for spelling in spellings),
         wrong_item=any(product != item for product in _PRODUCT.findall(text)),
         resolved=len(answered.intersection(scenario.intents)) / len(scenario.intents),
         wrong_resolution=not answered.issubset(scenario.intents),
         order_number=set(re.findall(r"\d+", text)) == ({scenario.order_number} - {None}),
         next_step=any(re.search(rf"\b{words}\b", text) for words in WORLD["rubric"]["next_step"]),
     )
+
+
+def _says(text: str, words: str) -> bool:
+    """Whether the words stand in the text, and not within longer ones.
+
+    A pattern would say the same, but compiling a new one for every item took longer than the rest of `rate`.
+    """
+    start = text.find(words)
+    while start >= 0:
+        around = text[max(0, start - 1) : start] + text[start + len(words) : start + len(words) + 1]
+        if not re.search(r"\w", around):
+            return True
+        start = text.find(words, start + 1)
+    return False
 
 
 # ------------------------------------------------------------------------------------------------ understanding

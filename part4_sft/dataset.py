@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -33,13 +34,13 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
     Training pairs share no (intent, item) combination with the others. Every context is unlike all others.
     """
     rng = Random(seed)
-    seen: set[str] = set()
+    seen: set[int] = set()
 
     def ideal(count: int, held_out_item: bool, **wording: bool) -> list[Pair]:
-        return _make(count, held_out_item, retail.ideal_reply, seen, rng, **wording)
+        return list(islice(draw_pairs(retail.ideal_reply, held_out_item, seen, rng, **wording), count))
 
     training = ideal(HIGH_QUALITY_PAIRS, held_out_item=False)
-    training += _make(PAIRS - HIGH_QUALITY_PAIRS, False, retail.typical_reply, seen, rng)
+    training += islice(draw_pairs(retail.typical_reply, False, seen, rng), PAIRS - HIGH_QUALITY_PAIRS)
     return {
         "sft_dataset": training,
         "sft_validation": ideal(VALIDATION_PAIRS, held_out_item=True),
@@ -49,24 +50,25 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
     }
 
 
-def _make(
-    count: int,
-    held_out_item: bool,
-    reply: Callable[[retail.Scenario, Random], str],
-    seen: set[str],
-    rng: Random,
-    **wording: bool,
-) -> list[Pair]:
-    pairs = []
-    while len(pairs) < count:
+def draw_pairs(
+    reply: Callable[[retail.Scenario, Random], str], held_out_item: bool, seen: set[int], rng: Random, **wording: bool
+) -> Iterator[Pair]:
+    """Pairs without end, one at a time, so that any number can be made and written without being kept.
+
+    Args:
+        reply: writes the response.
+        held_out_item: whether their (intent, item) combinations are those that training does not hold.
+        seen: hashes of the contexts so far; no pair has one of them, and those of the new pairs are added.
+        wording: passed on to `retail.draw_context`.
+    """
+    while True:
         scenario = retail.draw_scenario(rng, held_out=held_out_item)
         context = retail.draw_context(scenario, rng, **wording)
-        if context not in seen:
-            seen.add(context)
+        if hash(context) not in seen:
+            seen.add(hash(context))
             response = reply(scenario, rng)
             rating = retail.rate(scenario, response).score
-            pairs.append(Pair(context, response, int(rating >= retail.HIGH_QUALITY)))
-    return pairs
+            yield Pair(context, response, int(rating >= retail.HIGH_QUALITY))
 
 
 # ---------------------------------------------------------------------------------------------------- holding out
@@ -92,9 +94,12 @@ def hold_out(pairs: list[Pair], sizes: list[int], seed: int) -> list[list[Pair]]
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def save_pairs(path: Path, pairs: list[Pair]) -> None:
-    """Writes a JSON array with one pair a line."""
+def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    """Writes a JSON array with one pair a line, one after another, however many they are."""
     keys = ("context", "response", "high_quality")
-    lines = ",\n".join(json.dumps({key: getattr(pair, key) for key in keys}, ensure_ascii=False) for pair in pairs)
-    with written_whole(path) as temporary:
-        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for pair in pairs:
+            file.write(separator + json.dumps({key: getattr(pair, key) for key in keys}, ensure_ascii=False))
+            separator = ",\n"
+        file.write("\n]\n")

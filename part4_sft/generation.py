@@ -93,18 +93,20 @@ def _generate_batch(
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
     columns = torch.arange(longest + steps, device=device)
-    real = columns >= padding  # (batch, capacity)
-    prompt_columns = columns[:longest]
-    causal = prompt_columns[:, None] >= prompt_columns
-    itself = prompt_columns[:, None] == prompt_columns  # else padding would look at nothing, and nothing has no softmax
-    mask = (causal & real[:, None, :longest] | itself)[:, None]
+    # Added to the scores: 0, or minus infinity where a row has padding. (A boolean mask every layer would convert.)
+    hides = torch.zeros(len(prompts), longest + steps, dtype=cache.keys.dtype, device=device)
+    hides[columns < padding] = -torch.inf
+    causal = torch.full((longest, longest), -torch.inf, dtype=hides.dtype, device=device).triu(1)
+    mask = (causal + hides[:, None, :longest])[:, None]
+    mask.diagonal(dim1=-2, dim2=-1).zero_()  # else padding would look at nothing, and nothing has no softmax
 
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     replies: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
     for step in range(steps):
         positions = (columns[cache.length : cache.length + tokens.shape[1]] - padding).clamp(min=0)
-        hidden = model(tokens, positions, mask, cache)[:, -1]
+        last = torch.arange(1, len(rows) + 1, device=device) * tokens.shape[1] - 1
+        hidden = model(tokens, positions, mask, cache, wanted=last)
         drawn = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)
         for row, token in zip(rows, drawn.tolist()):
             if not stopped[row]:
@@ -118,9 +120,9 @@ def _generate_batch(
             keep = torch.tensor(running, device=device)
             cache.keep(keep)
             rows = [rows[index] for index in running]
-            drawn, noise, padding, real = drawn[keep], noise[keep], padding[keep], real[keep]
+            drawn, noise, padding, hides = drawn[keep], noise[keep], padding[keep], hides[keep]
         tokens = drawn[:, None]
-        mask = real[:, None, None, : cache.length + 1]
+        mask = hides[:, None, None, : cache.length + 1]
     return [Generated(ids, has_stopped) for ids, has_stopped in zip(replies, stopped)]
 
 
@@ -140,7 +142,7 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None
     Returns:
         ids, (batch,).
     """
-    logits = logits.double()  # the sum of float32 probabilities would end before 1
+    logits = logits.float()
     if pad_id is not None:
         logits = logits.index_fill(-1, torch.tensor(pad_id, device=logits.device), -torch.inf)
     if sampling.temperature == 0:
@@ -148,7 +150,7 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None
     probabilities = (logits / sampling.temperature).softmax(-1)
     if sampling.top_k or sampling.top_p < 1:
         probabilities = _truncated(probabilities, sampling)
-    cumulative = probabilities.cumsum(-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)  # in float32 the sum would be far from exact
     return torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from part3_pretrain import retail
-from part4_sft.dataset import Pair, hold_out, make_datasets, save_pairs
+from part4_sft.dataset import Pair, draw_pairs, hold_out, make_datasets, save_pairs
 from part4_sft.formats import load_pairs
 
 HELD_OUT = ["sft_validation", "sft_test", "sft_test_unseen_wording", "sft_test_unseen_phrase"]
@@ -128,6 +130,20 @@ def _said(phrases: list[str], contexts: list[str]) -> set[str]:
     )
     said = re.compile(rf"\b(?:{either})(?=[.,;]| \(order| from order)", re.IGNORECASE)
     return {phrases[match.lastindex - 1] for context in contexts for match in said.finditer(context)}
+
+
+def test_pairs_are_written_as_they_are_drawn(tmp_path: Path) -> None:
+    """However many are written, none is drawn ahead of the file."""
+    seen: set[int] = set()
+
+    def watched() -> Iterator[Pair]:
+        for count, pair in enumerate(islice(draw_pairs(retail.ideal_reply, False, seen, Random(0)), 3000), start=1):
+            assert len(seen) == count
+            yield pair
+
+    save_pairs(tmp_path / "pairs.json", watched())
+    pairs = load_pairs(tmp_path / "pairs.json")
+    assert len(pairs) == len({pair.context for pair in pairs}) == 3000
 
 
 # ---------------------------------------------------------------------------------------------------- holding out

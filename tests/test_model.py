@@ -94,6 +94,20 @@ def test_cache_keeps_the_right_rows(model: Transformer, tokens: Tensor) -> None:
     torch.testing.assert_close(cached, full[rows, 12:], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_texts_in_one_row_do_not_see_each_other(model: Transformer, tokens: Tensor) -> None:
+    texts = [tokens[0, :7], tokens[1, :1], tokens[2]]
+    row = model(torch.cat(texts)[None], lengths=[len(text) for text in texts])
+    alone = torch.cat([model(text[None]) for text in texts], dim=1)
+    torch.testing.assert_close(row, alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_only_the_wanted_tokens_come_out(model: Transformer, tokens: Tensor) -> None:
+    wanted = torch.tensor([0, 19, 25, 59])
+    torch.testing.assert_close(model(tokens, wanted=wanted), model(tokens).flatten(0, 1)[wanted], atol=1e-5, rtol=1e-5)
+
+
 def test_tied_embeddings_are_one_tensor() -> None:
     tied, untied = (random_model(tie_embeddings=tie) for tie in (True, False))
     assert tied.lm_head.weight is tied.embed_tokens.weight

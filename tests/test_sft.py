@@ -288,6 +288,15 @@ def test_a_test_context_that_is_trained_on_is_told(
     assert complained == "note: 4 of 4 contexts of sft_test are in the training data too\n"
 
 
+@pytest.mark.parametrize("options", [["--help"], ["--epochs", "none"]])
+def test_help_and_a_mistyped_option_do_not_wait_for_torch(options: list[str]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "part4_sft.sft", *options], cwd=ROOT, capture_output=True, text=True
+    )
+    imported = re.findall(r"^import time:.*\| +([\w.]+)$", told.stderr, flags=re.MULTILINE)
+    assert "part4_sft.config" in imported and "torch" not in imported
+
+
 def test_help_names_every_option(command: Command) -> None:
     status, printed, _ = command("--help")
     assert status == 0

@@ -15,7 +15,6 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.corpus import IGNORE
-from part3_pretrain.huggingface import write_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example, shuffled_steps
@@ -46,60 +45,25 @@ def random_examples() -> list[Example]:
     return [Example(prompt + completion, [IGNORE] * len(prompt) + completion) for prompt, completion in pairs]
 
 
-def losses_and_norms_of_trl(
-    model: Transformer, examples: list[Example], tokenizer: Tokenizer, parts: int, folder: Path
-) -> list[tuple[float, float]]:
-    """What `SFTTrainer` logs of every step, where each is computed in so many parts."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig as TRLConfig
-    from trl import SFTTrainer
-
-    write_folder(folder / "model", model, tokenizer, {}, "")
-    trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(folder / "model"),
-        TRLConfig(
-            output_dir=str(folder),
-            num_train_epochs=1,
-            per_device_train_batch_size=CONFIG.batch_size // parts,
-            gradient_accumulation_steps=parts,
-            train_sampling_strategy="sequential",
-            completion_only_loss=True,
-            learning_rate=CONFIG.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,  # makes AdamW Adam
-            max_grad_norm=0.0,  # clips nothing
-            bf16=False,
-            use_cpu=True,
-            logging_steps=1,
-            disable_tqdm=True,
-            report_to="none",
-            save_strategy="no",
-        ),
-        train_dataset=Dataset.from_dict(
-            {
-                "input_ids": [example.ids for example in examples],
-                "completion_mask": [[int(label != IGNORE) for label in example.labels] for example in examples],
-            }
-        ),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-    )
-    trainer.train()
-    return [(entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
-def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(
-    parts: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else SFTTrainer reports that it is used
+    from benchmarks import trl_side
+
     model, examples = random_model(), random_examples()
     config = replace(CONFIG, gradient_accumulation_steps=parts)
     in_our_order = [example for step in shuffled_steps(examples, config.batch_size, 1, config.seed) for example in step]
 
-    theirs = losses_and_norms_of_trl(model, in_our_order, tokenizer, parts, tmp_path)
+    measured, norms, _ = trl_side.fine_tune(
+        trl_side.export(tmp_path / "model", model, tokenizer),
+        in_our_order,
+        batch_size=config.batch_size // parts,
+        gradient_accumulation_steps=parts,
+        train_sampling_strategy="sequential",
+        **trl_side.SAME,
+    )
+    theirs = list(zip(measured.outcome, norms))
     steps = train(model, examples, config, after_epoch=lambda epoch, loss: None)
     ours = [(step.loss, step.gradient_norm) for step in steps]
 

@@ -1,0 +1,156 @@
+"""How cost grows with the pairs, the response, the batch, the model, the replies at once: tables and a picture."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import torch
+from matplotlib import pyplot as plt
+
+from benchmarks.fine_tuning import the_500_pairs
+from benchmarks.memory import SHAPES
+from part3_pretrain import retail
+from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.files import written_whole
+from part3_pretrain.model import ModelConfig, Transformer
+from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
+from part4_sft.dataset import draw_pairs, make_datasets, save_pairs
+from part4_sft.encoding import Example, PairEncoder
+from part4_sft.formats import load_pairs
+from part4_sft.generation import Sampling, generate
+from part4_sft.report import BLUE, markdown_table
+from part4_sft.training import train
+
+VOCABULARY = 2048
+PAIRS = (500, 5_000, 50_000)
+RESPONSE_LENGTHS = (32, 64, 128, 256, 512)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+MODELS = {
+    "2M": ModelConfig(VOCABULARY, 192, 512, 4, 4, 4),
+    "10M": ModelConfig(VOCABULARY, 384, 1024, 5, 6, 6),
+    "35M": ModelConfig(VOCABULARY, 576, 1536, 8, 9, 3),
+    "135M": SHAPES["135M (SmolLM2)"],
+}
+REPLIES_AT_ONCE = (1, 4, 16, 64, 256)
+MADE = (1_000, 10_000, 100_000)
+
+Row = tuple[float, float]  # how many, and the cost of one
+
+
+def main(out_dir: Path) -> str:
+    panels = {
+        "pairs": ("ms a pair: load, tokenise, train", [(n, 1000 * cost_of_pairs(n)) for n in PAIRS]),
+        "response tokens": ("ms a token trained on", [(n, 1000 * cost_of_length(n)) for n in RESPONSE_LENGTHS]),
+        "pairs a step": ("ms a pair", [(n, 1000 * cost_of_batch(n)) for n in BATCH_SIZES]),
+        "parameters": ("ns a token and parameter", [cost_of_model(shape) for shape in MODELS.values()]),
+        "replies at once": ("ms a reply", [(n, 1000 * cost_of_replies(n)) for n in REPLIES_AT_ONCE]),
+        "pairs made": ("ms a pair made and written", [(n, 1000 * cost_of_making(n)[0]) for n in MADE]),
+    }
+    tables = []
+    for number, (cost, points) in panels.items():
+        rows = [[number, *(f"{n:,}" for n, _ in points)], [cost, *(f"{each:.3g}" for _, each in points)]]
+        tables += [markdown_table(rows[0], rows[1:]), ""]
+    peaks = ", ".join(f"{n:,} pairs: {cost_of_making(n)[1]:.0f} MB" for n in MADE[:2])
+    tables.append(f"Making pairs, memory at the peak of a process of its own: {peaks}.")
+    draw(panels, out_dir / "growth.png")
+    return "\n".join([*tables, "", f"written: {out_dir / 'growth.png'}"])
+
+
+def seconds_of(work: Callable[[], object], rounds: int = 3) -> float:
+    """The median of several runs, after one that is not counted."""
+    found = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return median(found[1:])
+
+
+def train_on(model: Transformer, examples: list[Example], batch_size: int = 8) -> None:
+    train(model, examples, SFTConfig(epochs=1, batch_size=batch_size), after_epoch=lambda epoch, loss: None)
+
+
+def cost_of_pairs(count: int) -> float:
+    """Seconds a pair, from the file to the end of an epoch; the model is so small that the rest shows."""
+    tokenizer = load_checkpoint(DEFAULT_CHECKPOINT).tokenizer
+    model = Transformer(ModelConfig(tokenizer.get_vocab_size(), 32, 64, 1, 2, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.json"
+        save_pairs(path, islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count))
+
+        def work() -> None:
+            train_on(model, PairEncoder(tokenizer, eos_id=1).examples(load_pairs(path)), batch_size=64)
+
+        return seconds_of(work, rounds=1 if count > 5_000 else 3) / count
+
+
+def cost_of_length(length: int) -> float:
+    rng, prompt = Random(0), 32
+    model = Transformer(ModelConfig(VOCABULARY, max_positions=1024))
+    rows = [[rng.randrange(2, VOCABULARY) for _ in range(prompt + length)] for _ in range(32)]
+    examples = [Example(row, [-100] * prompt + row[prompt:]) for row in rows]
+    return seconds_of(lambda: train_on(model, examples)) / (len(rows) * (prompt + length))
+
+
+def cost_of_batch(size: int) -> float:
+    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
+    examples = the_500_pairs(checkpoint.tokenizer)[:128]
+    return seconds_of(lambda: train_on(checkpoint.model, examples, size)) / len(examples)
+
+
+def cost_of_model(shape: ModelConfig) -> Row:
+    """Parameters, and nanoseconds a token for each of them."""
+    model = Transformer(shape)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    examples = the_500_pairs(load_checkpoint(DEFAULT_CHECKPOINT).tokenizer)[: 8 if parameters > 1e8 else 32]
+    tokens = sum(len(example.ids) for example in examples)
+    return parameters, 1e9 * seconds_of(lambda: train_on(model, examples), rounds=2) / tokens / parameters
+
+
+def cost_of_replies(at_once: int) -> float:
+    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
+    encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
+    data = make_datasets(0)
+    prompts = [encoder.prompt(pair.context, 300) for pair in data["sft_test"] + data["sft_validation"]][:256]
+    prompts = prompts[: max(16, at_once)]
+    return seconds_of(lambda: generate(checkpoint.model, prompts, Sampling(), batch_size=at_once)) / len(prompts)
+
+
+def cost_of_making(count: int) -> tuple[float, float]:
+    """Seconds a pair and the peak in MB, of a process that makes and writes so many."""
+    command = [sys.executable, "-m", "benchmarks.growth", str(count)]
+    seconds, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(seconds) / count, float(peak)
+
+
+def make(count: int) -> None:
+    """Prints seconds and megabytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        save_pairs(Path(folder) / "pairs.json", islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count))
+        print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for panel, (number, (cost, points)) in zip(axes.flat, panels.items()):
+        panel.plot(*zip(*points), "o-", color=BLUE)
+        panel.set(title=f"{cost}", xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
+        panel.grid(alpha=0.3)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    make(int(sys.argv[1]))

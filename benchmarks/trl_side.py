@@ -1,0 +1,124 @@
+"""The other side: the same fine-tuning and generation by TRL and transformers, from the same weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import torch
+import transformers
+from datasets import Dataset, disable_progress_bars
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig as TRLConfig
+from trl import SFTTrainer
+
+from benchmarks.side_by_side import Measured
+from part3_pretrain.corpus import IGNORE
+from part3_pretrain.huggingface import write_folder
+from part3_pretrain.model import Transformer
+from part4_sft.encoding import Example
+
+huggingface_hub.constants.HF_HUB_OFFLINE = True  # else SFTTrainer reports that it is used
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+disable_progress_bars()
+
+# The same arithmetic as `part4_sft`: Adam at a constant rate, no clipping, float32, every activation kept.
+SAME = {
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,  # makes AdamW Adam
+    "max_grad_norm": 0.0,  # clips nothing
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+
+
+class Clock(TrainerCallback):
+    """The time from the first step's begin to the last one's end."""
+
+    def on_step_begin(self, *arguments: Any, **keywords: Any) -> None:
+        self.start = getattr(self, "start", time.perf_counter())
+
+    def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
+        self.end = time.perf_counter()
+
+
+def export(folder: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
+    """Writes the model so that transformers can read it."""
+    write_folder(folder, model, tokenizer, {}, "")
+    return folder
+
+
+def fine_tune(
+    folder: Path, examples: Sequence[Example], steps: int = -1, batch_size: int = 8, **settings: Any
+) -> tuple[Measured, list[float], Any]:
+    """Fine-tunes by `SFTTrainer`.
+
+    Args:
+        folder: the model to start from, as `export` writes it.
+        steps: how many; by default an epoch.
+        settings: of TRL's `SFTConfig`; all others are as they come, but for the device, logs and files.
+
+    Returns:
+        Seconds, real tokens (padding is not counted) and every step's loss; every step's gradient norm; the model.
+    """
+    clock = Clock()
+    options = {
+        "num_train_epochs": 1,
+        "max_steps": steps,
+        "learning_rate": 5e-5,
+        "use_cpu": not torch.cuda.is_available(),
+        **settings,
+    }
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(folder),
+        TRLConfig(
+            output_dir=str(folder.parent / "trl"),
+            per_device_train_batch_size=batch_size,
+            completion_only_loss=True,
+            logging_steps=1,
+            disable_tqdm=True,
+            report_to="none",
+            save_strategy="no",
+            **options,
+        ),
+        train_dataset=Dataset.from_dict(
+            {
+                "input_ids": [example.ids for example in examples],
+                "completion_mask": [[int(label != IGNORE) for label in example.labels] for example in examples],
+            }
+        ),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        callbacks=[clock],
+    )
+    with redirect_stdout(StringIO()):  # each step's log
+        trainer.train()
+    steps_log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    measured = Measured(clock.end - clock.start, steps_log[-1]["num_tokens"], [entry["loss"] for entry in steps_log])
+    return measured, [entry["grad_norm"] for entry in steps_log], trainer.model
+
+
+def generate(model: Any, prompts: list[list[int]], batch_size: int, pad_id: int, **sampling: Any) -> list[list[int]]:
+    """The ids that follow each prompt, without <EOS>, by transformers' `generate`; like lengths go together."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    replies: dict[int, list[int]] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = max(len(prompts[index]) for index in chosen)
+        padded = [[pad_id] * (longest - len(prompts[index])) + prompts[index] for index in chosen]
+        mask = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in chosen]
+        written = model.generate(
+            input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask), pad_token_id=pad_id, **sampling
+        )
+        for index, row in zip(chosen, written[:, longest:].tolist()):
+            length = next((place for place, token in enumerate(row) if token in ends), len(row))
+            replies[index] = row[:length]
+    return [replies[index] for index in range(len(prompts))]
