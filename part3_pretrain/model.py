@@ -56,8 +56,8 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, batch_size: int, capacity: int, like: Tensor) -> None:
         shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
         self.length = 0
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +68,11 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Drops every sequence but those with the indices `rows`."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        """Drops every sequence but those with the indices `rows`; only those that change their place are copied."""
+        places = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        for cached in (self.keys, self.values):
+            cached[:, places, :, : self.length] = cached[:, rows[places], :, : self.length]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
 
 
 class Attention(nn.Module):

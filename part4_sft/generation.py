@@ -109,17 +109,18 @@ def _generate_batch(
         hidden = model(tokens, positions, mask, cache, wanted=last)
         drawn = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)
         for row, token in zip(rows, drawn.tolist()):
+            stopped[row] = token in model.config.eos_ids
             if not stopped[row]:
-                stopped[row] = token in model.config.eos_ids
-                if not stopped[row]:
-                    replies[row].append(token)
+                replies[row].append(token)
         running = [index for index, row in enumerate(rows) if not stopped[row]]
         if not running:
             break
-        if len(running) < 0.8 * len(rows):  # dropping rows copies the cache, so not at every step
-            keep = torch.tensor(running, device=device)
+        if len(running) < len(rows):
+            # Rows from the end take the places of those that have stopped: all others need not be moved.
+            order = [index if not stopped[rows[index]] else running.pop() for index in range(len(running))]
+            keep = torch.tensor(order, device=device)
             cache.keep(keep)
-            rows = [rows[index] for index in running]
+            rows = [rows[index] for index in order]
             drawn, noise, padding, hides = drawn[keep], noise[keep], padding[keep], hides[keep]
         tokens = drawn[:, None]
         mask = hides[:, None, None, : cache.length + 1]
