@@ -37,18 +37,19 @@ def measured(side: str, shape: str) -> float:
     """Gigabytes that this process came to need."""
     import torch
 
-    from benchmarks.fine_tuning import fine_tune, the_500_pairs
+    from benchmarks.fine_tuning import CONFIG, the_500_pairs
     from benchmarks.memory import SHAPES
     from part3_pretrain.checkpoint import load_checkpoint
     from part3_pretrain.model import Transformer
     from part4_sft.config import DEFAULT_CHECKPOINT
+    from part4_sft.training import train
 
     checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
     torch.manual_seed(0)
     model = Transformer(SHAPES["135M (SmolLM2)"]) if shape == "135M" else checkpoint.model
     examples = the_500_pairs(checkpoint.tokenizer)[: 8 * STEPS]
     if side == "ours":
-        fine_tune(model, examples)
+        train(model, examples, CONFIG, after_epoch=lambda epoch, loss: None)
     else:
         from benchmarks import trl_side
 

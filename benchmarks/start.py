@@ -60,7 +60,7 @@ def main() -> str:
         files = [f"--data={folder}/sft_dataset.json", f"--validation-data={folder}/sft_validation.json"]
         commands = {
             "python -m part4_sft.sft --help": ["-m", "part4_sft.sft", "--help"],
-            "trl sft --help": ["-m", "trl.cli", "sft", "--help"],
+            "python -m trl.scripts.sft --help": ["-m", "trl.scripts.sft", "--help"],
             "part4_sft to the first step": ["-c", OURS, *files, *outputs],
             "TRL to the first step": ["-c", THEIRS, str(folder / "model"), f"{folder}/sft_dataset.json", str(folder)],
         }

@@ -160,6 +160,8 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_embeddings()
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
+        if self.embed_tokens.weight.is_meta:  # where there are no numbers to draw, torch takes seconds to see that
+            return
         self.apply(self._initialise)
         for block in self.layers:  # keeps the residual stream's variance independent of depth (Radford et al. 2019)
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):

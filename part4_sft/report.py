@@ -5,11 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from part3_pretrain.files import written_whole
 
 SHOWN = {"rated_4_or_more": "share rated 4.0 or more", "rouge_l": "ROUGE-L", "bleu": "BLEU"}  # epoch by epoch
@@ -23,6 +18,11 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
         losses: one for each optimizer step, in nats per response token.
         by_epoch: the entries of `evaluation.json`; epoch 0 is the model before fine-tuning.
     """
+    import matplotlib  # takes as long to import as a dozen steps, and is needed after the last of them
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     epochs = [entry["epoch"] for entry in by_epoch]
     steps_per_epoch = len(losses) / max(1, epochs[-1])
     when = [step / steps_per_epoch for step in range(1, len(losses) + 1)]

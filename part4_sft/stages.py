@@ -53,7 +53,7 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
     usable = chosen(pairs, config)
     if pairs and not usable:
         raise UserError(f"{config.data} holds no pair with high_quality 1; label some, or use --train-on all")
-    if not pairs or (config.test_fraction is None and metrics.recognise(pairs)):
+    if not pairs or (config.test_fraction is None and metrics.recognise(usable)):
         data = dataset.make_datasets(config.seed) | given
     else:
         contexts = len({pair.context for pair in usable})
