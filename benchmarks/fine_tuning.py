@@ -9,20 +9,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from benchmarks import trl_side
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import Measured, alternate, largest_difference, table
+from benchmarks.side_by_side import (
+    CONFIG,
+    Measured,
+    alternate,
+    in_our_order,
+    largest_difference,
+    table,
+    the_500_pairs,
+)
 from part3_pretrain.bfloat16 import multiplies_bfloat16
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.model import Transformer
-from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
-from part4_sft.dataset import HIGH_QUALITY_PAIRS, make_datasets
-from part4_sft.encoding import Example, PairEncoder, shuffled_steps
+from part4_sft.config import DEFAULT_CHECKPOINT
+from part4_sft.encoding import Example
 from part4_sft.training import train
 
-CONFIG = SFTConfig(epochs=1)
 SAMPLINGS = {
     "plain": {"train_sampling_strategy": "sequential"},
     "grouped by length": {"train_sampling_strategy": "group_by_length"},
@@ -91,12 +96,3 @@ def large_model(steps: int = 10, rounds: int = 2) -> str:
     note = "bfloat16 and packing, which lost with the default model, were not tried here."
     check = f"Loss of 3 steps, same pairs in the same batches in float32: at most {difference:.0e} apart. {note}"
     return "\n".join([table(found, "real tokens/s"), "", check])
-
-
-def the_500_pairs(tokenizer: Tokenizer) -> list[Example]:
-    return list(PairEncoder(tokenizer, eos_id=1).examples(make_datasets(0)["sft_dataset"][:HIGH_QUALITY_PAIRS]))
-
-
-def in_our_order(examples: list[Example]) -> list[Example]:
-    """As `train` shuffles them, for a trainer that does not shuffle."""
-    return [example for step in shuffled_steps(examples, CONFIG.batch_size, 1, CONFIG.seed) for example in step]

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import trl_side
-from benchmarks.fine_tuning import the_500_pairs
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import Measured, alternate, table
+from benchmarks.side_by_side import Measured, alternate, table, the_500_pairs
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.model import Transformer
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig

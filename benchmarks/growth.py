@@ -16,8 +16,8 @@ from statistics import median
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks.fine_tuning import the_500_pairs
 from benchmarks.memory import SHAPES
+from benchmarks.side_by_side import the_500_pairs
 from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.files import written_whole

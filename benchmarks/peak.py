@@ -37,8 +37,8 @@ def measured(side: str, shape: str) -> float:
     """Gigabytes that this process came to need."""
     import torch
 
-    from benchmarks.fine_tuning import CONFIG, the_500_pairs
     from benchmarks.memory import SHAPES
+    from benchmarks.side_by_side import CONFIG, the_500_pairs
     from part3_pretrain.checkpoint import load_checkpoint
     from part3_pretrain.model import Transformer
     from part4_sft.config import DEFAULT_CHECKPOINT

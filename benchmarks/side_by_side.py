@@ -10,10 +10,16 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from part3_pretrain.bfloat16 import multiplies_bfloat16
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import HIGH_QUALITY_PAIRS, make_datasets
+from part4_sft.encoding import Example, PairEncoder, shuffled_steps
 from part4_sft.report import markdown_table
+
+CONFIG = SFTConfig(epochs=1)
 
 
 @dataclass
@@ -67,6 +73,15 @@ def largest_difference(one: list[float], other: list[float]) -> float:
     if len(one) != len(other):
         raise ValueError(f"{len(one)} values cannot be compared with {len(other)}")
     return max(abs(a - b) / abs(b) for a, b in zip(one, other))
+
+
+def the_500_pairs(tokenizer: Tokenizer) -> list[Example]:
+    return list(PairEncoder(tokenizer, eos_id=1).examples(make_datasets(0)["sft_dataset"][:HIGH_QUALITY_PAIRS]))
+
+
+def in_our_order(examples: list[Example]) -> list[Example]:
+    """As `train` shuffles them, for a trainer that does not shuffle."""
+    return [example for step in shuffled_steps(examples, CONFIG.batch_size, 1, CONFIG.seed) for example in step]
 
 
 def machine() -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM
 
 from benchmarks import trl_side
-from benchmarks.fine_tuning import SAMPLINGS, the_500_pairs
+from benchmarks.fine_tuning import SAMPLINGS
 from benchmarks.generating import LONGEST
-from benchmarks.side_by_side import Measured, alternate, table
+from benchmarks.side_by_side import Measured, alternate, table, the_500_pairs
 from part3_pretrain.checkpoint import load_checkpoint
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
 from part4_sft.dataset import make_datasets
