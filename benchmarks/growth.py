@@ -47,25 +47,26 @@ Row = tuple[float, float]  # how many, and the cost of one
 
 
 def main(out_dir: Path) -> str:
+    made = {count: cost_of_making(count) for count in MADE}
     panels = {
         "pairs": ("ms a pair: load, tokenise, train", [(n, 1000 * cost_of_pairs(n)) for n in PAIRS]),
         "response tokens": ("ms a token trained on", [(n, 1000 * cost_of_length(n)) for n in RESPONSE_LENGTHS]),
         "pairs a step": ("ms a pair", [(n, 1000 * cost_of_batch(n)) for n in BATCH_SIZES]),
         "parameters": ("ns a token and parameter", [cost_of_model(shape) for shape in MODELS.values()]),
         "replies at once": ("ms a reply", [(n, 1000 * cost_of_replies(n)) for n in REPLIES_AT_ONCE]),
-        "pairs made": ("ms a pair made and written", [(n, 1000 * cost_of_making(n)[0]) for n in MADE]),
+        "pairs made": ("ms a pair made and written", [(n, 1000 * cost) for n, (cost, _) in made.items()]),
     }
     tables = []
     for number, (cost, points) in panels.items():
         rows = [[number, *(f"{n:,}" for n, _ in points)], [cost, *(f"{each:.3g}" for _, each in points)]]
         tables += [markdown_table(rows[0], rows[1:]), ""]
-    peaks = ", ".join(f"{n:,} pairs: {cost_of_making(n)[1]:.0f} MB" for n in MADE[:2])
+    peaks = ", ".join(f"{n:,} pairs: {peak:.0f} MB" for n, (_, peak) in made.items())
     tables.append(f"Making pairs, memory at the peak of a process of its own: {peaks}.")
     draw(panels, out_dir / "growth.png")
     return "\n".join([*tables, "", f"written: {out_dir / 'growth.png'}"])
 
 
-def seconds_of(work: Callable[[], object], rounds: int = 3) -> float:
+def seconds_of(work: Callable[[], object], rounds: int = 1) -> float:
     """The median of several runs, after one that is not counted."""
     found = []
     for _ in range(rounds + 1):
@@ -90,7 +91,7 @@ def cost_of_pairs(count: int) -> float:
         def work() -> None:
             train_on(model, PairEncoder(tokenizer, eos_id=1).examples(load_pairs(path)), batch_size=64)
 
-        return seconds_of(work, rounds=1 if count > 5_000 else 3) / count
+        return seconds_of(work, rounds=1 if count > 5_000 else 3) / count  # few pairs are soon done: a median
 
 
 def cost_of_length(length: int) -> float:
@@ -113,7 +114,7 @@ def cost_of_model(shape: ModelConfig) -> Row:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     examples = the_500_pairs(load_checkpoint(DEFAULT_CHECKPOINT).tokenizer)[: 8 if parameters > 1e8 else 32]
     tokens = sum(len(example.ids) for example in examples)
-    return parameters, 1e9 * seconds_of(lambda: train_on(model, examples), rounds=2) / tokens / parameters
+    return parameters, 1e9 * seconds_of(lambda: train_on(model, examples)) / tokens / parameters
 
 
 def cost_of_replies(at_once: int) -> float:
@@ -121,7 +122,7 @@ def cost_of_replies(at_once: int) -> float:
     encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
     data = make_datasets(0)
     prompts = [encoder.prompt(pair.context, 300) for pair in data["sft_test"] + data["sft_validation"]][:256]
-    prompts = prompts[: max(16, at_once)]
+    prompts = prompts[: max(8, at_once)]
     return seconds_of(lambda: generate(checkpoint.model, prompts, Sampling(), batch_size=at_once)) / len(prompts)
 
 
