@@ -43,7 +43,7 @@ def main() -> None:
         raise UserError(f"{DEFAULT_CHECKPOINT} is missing; make it with: python -m part3_pretrain.pretrain")
     check_writable(arguments.out_dir)
 
-    from benchmarks.side_by_side import machine  # torch and TRL, for which a mistyped name should not wait
+    from benchmarks.side_by_side import machine  # torch, for which a mistyped name should not wait
 
     sections = [f"{time.strftime('%Y-%m-%d')}; {machine()}"]
     print(sections[0])

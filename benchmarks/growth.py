@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.memory import SHAPES
 from benchmarks.side_by_side import the_500_pairs
 from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.corpus import IGNORE
 from part3_pretrain.files import written_whole
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
@@ -80,13 +80,18 @@ def train_on(model: Transformer, examples: list[Example], batch_size: int = 8) -
     train(model, examples, SFTConfig(epochs=1, batch_size=batch_size), after_epoch=lambda epoch, loss: None)
 
 
+def write_pairs(path: Path, count: int) -> None:
+    """Ideal pairs, written as they are drawn."""
+    save_pairs(path, islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count))
+
+
 def cost_of_pairs(count: int) -> float:
     """Seconds a pair, from the file to the end of an epoch; the model is so small that the rest shows."""
     tokenizer = load_checkpoint(DEFAULT_CHECKPOINT).tokenizer
     model = Transformer(ModelConfig(tokenizer.get_vocab_size(), 32, 64, 1, 2, 2))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.json"
-        save_pairs(path, islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count))
+        write_pairs(path, count)
 
         def work() -> None:
             train_on(model, PairEncoder(tokenizer, eos_id=1).examples(load_pairs(path)), batch_size=64)
@@ -98,7 +103,7 @@ def cost_of_length(length: int) -> float:
     rng, prompt = Random(0), 32
     model = Transformer(ModelConfig(VOCABULARY, max_positions=1024))
     rows = [[rng.randrange(2, VOCABULARY) for _ in range(prompt + length)] for _ in range(32)]
-    examples = [Example(row, [-100] * prompt + row[prompt:]) for row in rows]
+    examples = [Example(row, [IGNORE] * prompt + row[prompt:]) for row in rows]
     return seconds_of(lambda: train_on(model, examples)) / (len(rows) * (prompt + length))
 
 
@@ -137,7 +142,7 @@ def make(count: int) -> None:
     """Prints seconds and megabytes."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        save_pairs(Path(folder) / "pairs.json", islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count))
+        write_pairs(Path(folder) / "pairs.json", count)
         print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -145,7 +150,7 @@ def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     for panel, (number, (cost, points)) in zip(axes.flat, panels.items()):
         panel.plot(*zip(*points), "o-", color=BLUE)
-        panel.set(title=f"{cost}", xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
+        panel.set(title=cost, xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
         panel.grid(alpha=0.3)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -153,5 +158,4 @@ def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     make(int(sys.argv[1]))

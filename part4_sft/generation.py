@@ -151,7 +151,7 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None
     probabilities = (logits / sampling.temperature).softmax(-1)
     if sampling.top_k or sampling.top_p < 1:
         probabilities = _truncated(probabilities, sampling)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)  # in float32 the sum would be far from exact
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)  # float32 would round small ones away
     return torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
