@@ -18,7 +18,7 @@ from part4_sft.dataset import make_datasets
 from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling, generate
 
-BATCH_SIZES = (32, 100, 200)
+BATCH_SIZES = (100, 200)
 LONGEST = SFTConfig.max_new_tokens
 
 
@@ -48,7 +48,7 @@ def main() -> str:
         sides = {"part4_sft": partial(ours, checkpoint.model, prompts, temperature)}
         for size in BATCH_SIZES:
             sides[f"transformers, {size} at once"] = partial(theirs, transformers_model, prompts, temperature, size)
-        found = alternate(sides, rounds=3)
+        found = alternate(sides, rounds=2)
         tables += [f"{name}:", "", table(found, "tokens/s"), ""]
         if temperature == 0:
             texts = [runs[0].outcome for runs in found.values()]

@@ -8,13 +8,13 @@ For larger models it computes what weights, gradients and Adam's moments need, w
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from dataclasses import replace
 
 import torch
 
+from benchmarks.side_by_side import peak_memory
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
@@ -62,7 +62,7 @@ def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
     """Gigabytes that this process came to need for one step."""
     if config.lora_rank:
         import peft  # noqa: F401, so that its own memory is not counted
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     torch.set_default_dtype(getattr(torch, config.dtype))
     model = Transformer(SHAPES["135M (SmolLM2)"])
     torch.set_default_dtype(torch.float32)
@@ -72,7 +72,7 @@ def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
     ids = torch.randint(49152, (PAIRS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     examples = [Example(row, [-100] * (TOKENS // 2) + row[TOKENS // 2 :]) for row in ids]
     train(model, examples, config, after_epoch=lambda epoch, loss: None)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    return (peak_memory() - before) / 1e9
 
 
 def computed(shape: ModelConfig, config: SFTConfig) -> float:

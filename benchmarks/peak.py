@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.side_by_side import peak_memory
 from part4_sft.report import markdown_table
 
 SIDES = {"part4_sft": "ours", "TRL, float32, activations kept": "same", "TRL as it comes": "default"}
@@ -57,7 +57,7 @@ def measured(side: str, shape: str) -> float:
             folder = trl_side.export(Path(temporary) / "model", model, checkpoint.tokenizer)
             del model, checkpoint
             trl_side.fine_tune(folder, examples, STEPS, **(trl_side.SAME if side == "same" else {}))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return peak_memory() / 1e9
 
 
 if __name__ == "__main__":

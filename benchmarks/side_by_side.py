@@ -38,18 +38,16 @@ class Measured:
 Side = Callable[[], Measured]
 
 
-def alternate(sides: dict[str, Side], rounds: int) -> dict[str, list[Measured]]:
-    """Every side in turn, so many times, after one round that is not counted."""
+def alternate(sides: dict[str, Side], rounds: int, warm_up: bool = True) -> dict[str, list[Measured]]:
+    """Every side in turn, so many times; unless a run is long, a round that is not counted comes before."""
     found: dict[str, list[Measured]] = {name: [] for name in sides}
-    with tqdm(total=(rounds + 1) * len(sides), unit="run", leave=False, disable=None) as bar:
-        for turn in range(rounds + 1):
+    with tqdm(total=(rounds + warm_up) * len(sides), unit="run", leave=False, disable=None) as bar:
+        for _ in range(rounds + warm_up):
             for name, side in sides.items():
                 bar.set_description(name)
-                measured = side()
-                if turn > 0:
-                    found[name].append(measured)
+                found[name].append(side())
                 bar.update()
-    return found
+    return {name: runs[warm_up:] for name, runs in found.items()}
 
 
 def table(found: dict[str, list[Measured]], unit: str, ours: str = "part4_sft") -> str:
@@ -82,6 +80,12 @@ def the_500_pairs(tokenizer: Tokenizer) -> list[Example]:
 def in_our_order(examples: list[Example]) -> list[Example]:
     """As `train` shuffles them, for a trainer that does not shuffle."""
     return [example for step in shuffled_steps(examples, CONFIG.batch_size, 1, CONFIG.seed) for example in step]
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory so far (`getrusage` would count what its parent had too)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def machine() -> str:

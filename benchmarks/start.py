@@ -15,7 +15,7 @@ from part4_sft.config import DEFAULT_CHECKPOINT
 from part4_sft.dataset import make_datasets, save_pairs
 from part4_sft.report import markdown_table
 
-ROUNDS = 3
+ROUNDS = 2
 STOP_AFTER_A_STEP = """
 import os, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook

@@ -54,6 +54,6 @@ def main() -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = trl_side.export(Path(temporary) / "model", checkpoint.model, checkpoint.tokenizer)
         best = trl_side.SAME | SAMPLINGS["grouped by length"]
-        found = alternate({"part4_sft": ours, "TRL + transformers": lambda: theirs(**best)}, rounds=2)
+        found = alternate({"part4_sft": ours, "TRL + transformers": lambda: theirs(**best)}, rounds=2, warm_up=False)
     bleu = "; ".join(f"{name}: {before:.3f} before, {after:.3f} after" for name, (before, after) in outcomes.items())
     return "\n".join([table(found, "runs an hour"), "", f"BLEU of the sampled replies: {bleu}."])
