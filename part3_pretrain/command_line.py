@@ -16,9 +16,9 @@ class UserError(Exception):
     """Something that the user gave cannot be used; the message says what to do."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says, short enough for a `UserError`; its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.300}"
 
 
 def exit_status(main: Callable[[], None]) -> int:
@@ -26,7 +26,7 @@ def exit_status(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).splitlines(), file=sys.stderr)  # a file's name may hold a line's end
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)

@@ -127,7 +127,7 @@ def test_a_tokenizer_too_large_for_the_model_is_refused(tmp_path: Path, tokenize
     save_checkpoint(
         path, Checkpoint(Transformer(ModelConfig(tokenizer.get_vocab_size() - 1, num_layers=1)), tokenizer, {})
     )
-    assert "more entries than the model" in refusal(path)
+    assert "entry 269, but the model only 269 embeddings" in refusal(path)
 
 
 def test_a_save_that_fails_leaves_the_old_file_alone(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
