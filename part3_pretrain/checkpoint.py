@@ -45,8 +45,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "made_by": checkpoint.made_by,
         "hugging_face": checkpoint.hugging_face,
     }
-    with written_whole(path) as temporary:
-        torch.save(contents, temporary)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)  # given a path instead, torch writes the name of the temporary file into the file
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
