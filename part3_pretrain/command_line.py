@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -82,8 +83,16 @@ def parse(
 
 
 class OneLineParser(argparse.ArgumentParser):
+    """Tells of a mistake in one line."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        for argument in sys.argv[1:] if args is None else args:
+            if re.search(r"[\ud800-\udfff]", argument):  # it could not be written to any file
+                self.error(f"{argument!a} is not UTF-8 text")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
 
 
 PATH = {"type": Path, "metavar": "PATH"}  # for `option`
