@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -98,13 +99,16 @@ def fine_tune(
 
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
+            validation_loss = mean_loss(model, validation_examples)
+            if not math.isfinite(validation_loss):
+                raise UserError(f"the loss is {validation_loss} after epoch {epoch}; choose a smaller --learning-rate")
             replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
             scores = score(replies, validation, scenarios)
             by_epoch.append(
                 {
                     "epoch": epoch,
                     "train_loss": train_loss,
-                    "validation_loss": mean_loss(model, validation_examples),
+                    "validation_loss": validation_loss,
                     **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
                 }
             )
@@ -211,10 +215,10 @@ def check_prompt(encoder: PairEncoder, room: int) -> None:
     for token in encoder.tokenizer.get_added_tokens_decoder().values():
         if token.special and token.content in encoder.template:
             raise UserError(f"--prompt-template holds {token.content}, but control tokens cannot be written as text")
-    try:
-        encoder.prompt("", room)
-    except ValueError as error:
-        raise UserError("--max-new-tokens must leave room for a prompt among the positions of the model") from error
+    length = len(encoder.tokenizer.encode(encoder.template.replace("{context}", "")).ids)
+    if length >= room:
+        fault = f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model"
+        raise UserError(f"{fault} {max(room, 0)} of its positions; choose less of either")
 
 
 def choose_device(name: str) -> torch.device:
