@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
             raise ValueError("its tensors claim to hold more numbers than the file does")
         model = filled(ModelConfig(**contents["model_config"]), weights.items(), dtype)
         tokenizer = load_tokenizer(contents["tokenizer"])
-        check_tokenizer(tokenizer, model.config.vocab_size)
+        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
         return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))
     except KeyError as error:
         raise UserError(f"{path} holds no {error}; make it anew or name another") from error

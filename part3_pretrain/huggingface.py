@@ -80,7 +80,7 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
         raise UserError(f"{path} is damaged or not a tokenizer ({first_line(error)}); copy it anew") from error
     try:
         config = model_config(settings, tokenizer)
-        check_tokenizer(tokenizer, config.vocab_size)
+        check_tokenizer(tokenizer, config.vocab_size, config.eos_ids[0])
         model = filled(config, _tensors(folder), dtype)
     except ValueError as error:
         raise UserError(f"{folder} cannot be used: {first_line(error)}") from error

@@ -45,7 +45,7 @@ def load_tokenizer(json: str) -> Tokenizer:
     return as_text_only(tokenizer)
 
 
-def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
     """Raises ValueError where it does not fit a model with so many embeddings, or cannot encode the parts of a text."""
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= vocab_size:
@@ -55,6 +55,9 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
         raise ValueError("the tokenizer makes no token of a text")
     if sum(takewhile(bool, added)) < sum(added):
         raise ValueError("the tokenizer adds a token behind every text; remove it from its post_processor")
+    eos = tokenizer.id_to_token(eos_id)
+    if eos and eos_id in tokenizer.encode(eos, add_special_tokens=False).ids:
+        raise ValueError(f'the tokenizer takes "{eos}" in a text for the end; make it "special" in tokenizer.json')
 
 
 def as_text_only(tokenizer: Tokenizer) -> Tokenizer:

@@ -309,6 +309,14 @@ def test_junk_that_is_short_enough_to_be_read(folder: Path, refusal: Refusal, ju
     assert "tokenizer.json is " in refusal(folder)
 
 
+def test_an_end_of_text_token_that_a_text_could_hold(folder: Path, refusal: Refusal) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert 'takes "<EOS>" in a text for the end' in refusal(folder)
+
+
 def test_a_tokenizer_on_which_the_library_itself_fails(folder: Path) -> None:
     """It says so in lines of its own, which cannot be kept back, before ours."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
