@@ -67,7 +67,7 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
             raise UserError(f"{config.data}: {error}; name --test-data and --validation-data") from error
         held_out = {pair.context for part in parts for pair in part}
         data = given | dict(zip(sizes, parts))
-        data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out]
+        data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out or not chosen([pair], config)]
     trained = {pair.context for pair in chosen(data["sft_dataset"], config)}
     for name in ("sft_validation", "sft_test"):
         if known := sum(pair.context in trained for pair in data[name]):
