@@ -50,7 +50,7 @@ ONLY = {  # options of config.json that change what a model computes, and the va
     "num_experts": (None,),
     "no_rope_layers": (None, []),
 }
-LONGEST_TEXT = 64 * 2**20  # bytes; the tokenizers of the largest vocabularies, of 260,000 entries, have 35 MB
+LONGEST_TEXT = 64 * 2**20  # bytes; enough for a vocabulary of a million entries
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
 from part4_sft.training import Step, mean_loss, train
 
+HOPELESS = 100.0  # nats a token; guessing among all tokens costs 13 at most
 UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 
 
@@ -67,6 +67,7 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
             raise UserError(f"{config.data}: {error}; name --test-data and --validation-data") from error
         held_out = {pair.context for part in parts for pair in part}
         data = given | dict(zip(sizes, parts))
+        # A pair that does not train may have the context of one that is held out: left out, it would be lost uncounted.
         data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out or not chosen([pair], config)]
     trained = {pair.context for pair in chosen(data["sft_dataset"], config)}
     for name in ("sft_validation", "sft_test"):
@@ -100,7 +101,7 @@ def fine_tune(
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
             validation_loss = mean_loss(model, validation_examples)
-            if not math.isfinite(validation_loss):
+            if not validation_loss < HOPELESS:  # nor is NaN
                 raise UserError(f"the loss is {validation_loss} after epoch {epoch}; choose a smaller --learning-rate")
             replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
             scores = score(replies, validation, scenarios)

@@ -298,10 +298,14 @@ def refusal(outcome: tuple[int | str | None, str, str], folder: Path) -> str:
     return told
 
 
-def test_a_learning_rate_that_leads_nowhere_is_told(run_main: Command, options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("learning_rate", ["10", "1e5"], ids=["a loss past every use", "NaN"])
+def test_a_learning_rate_that_leads_nowhere_is_told(
+    run_main: Command, options: list[str], tmp_path: Path, learning_rate: str
+) -> None:
     """That shows in training only."""
-    (tmp_path / "pairs.json").write_text(FOUR)
-    given = ["--data", tmp_path / "pairs.json", "--learning-rate", "1e5", "--epochs", "3"]
+    pairs = [{"context": f"Where is {n}?", "response": "Here it is, on its way."} for n in range(12)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    given = ["--data", tmp_path / "pairs.json", "--learning-rate", learning_rate, "--batch-size", "2"]
     assert "choose a smaller --learning-rate" in refusal(run_main(sft.main, *options, *given), tmp_path)
 
 
