@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from part3_pretrain.command_line import UserError, first_line
 from part3_pretrain.files import written_whole
 from part3_pretrain.huggingface import read_folder
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.tokenizer import load_tokenizer
+from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
 from part3_pretrain.weights import filled
 
 FORMAT = 2
@@ -43,8 +45,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "made_by": checkpoint.made_by,
         "hugging_face": checkpoint.hugging_face,
     }
-    with written_whole(path) as temporary:
-        torch.save(contents, temporary)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)  # given a path instead, torch writes the name of the temporary file into the file
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
@@ -63,15 +65,36 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         advice = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
         raise UserError(f"there is no file {path}: {advice}")
     try:
+        _check_sums(path)
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if contents["format"] != FORMAT:
-            raise ValueError(f"format {contents['format']}, this version reads {FORMAT}")
-        model = filled(ModelConfig(**contents["model_config"]), contents["weights"].items(), dtype)
-        tokenizer = load_tokenizer(contents["tokenizer"])
-        made_by, hugging_face = contents["made_by"], contents["hugging_face"]
-    except Exception as error:  # torch, pickle, zipfile and tokenizers each raise kinds of their own
+        found = repr(contents["format"])
+    except pickle.UnpicklingError as error:
+        fault = "holds more than tensors and plain values, and what might be code is not run"
+        raise UserError(f"{path} {fault}; make it anew or name another") from error
+    except Exception as error:  # torch and zipfile raise kinds of their own
         reason = first_line(error)
         raise UserError(f"{path} is damaged or not a checkpoint ({reason}); make it anew or name another") from error
-    if tokenizer.get_vocab_size() > model.config.vocab_size:
-        raise UserError(f"{path}: the tokenizer has more entries than the model; make the checkpoint anew")
-    return Checkpoint(model, tokenizer, made_by, hugging_face)
+    if found != repr(FORMAT):
+        advice = "make it anew, or use the version that it was made with"
+        raise UserError(f"{path} has format {found:.20}, this version reads {FORMAT}; {advice}")
+    try:
+        weights = contents["weights"]
+        if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:
+            raise ValueError("its tensors claim to hold more numbers than the file does")
+        model = filled(ModelConfig(**contents["model_config"]), weights.items(), dtype)
+        tokenizer = load_tokenizer(contents["tokenizer"])
+        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
+        return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))
+    except KeyError as error:
+        raise UserError(f"{path} holds no {error}; make it anew or name another") from error
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{path} cannot be used: {first_line(error)}; make it anew or name another") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compares every tensor and all else with the checksums that `torch.save` stores, for `torch.load` does not."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("it is compressed")  # torch.save never does that; a bomb would grow in memory
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} does not fit")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,9 +17,9 @@ class UserError(Exception):
     """Something that the user gave cannot be used; the message says what to do."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says, short enough for a `UserError`; its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.300}"
 
 
 def exit_status(main: Callable[[], None]) -> int:
@@ -26,7 +27,7 @@ def exit_status(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).splitlines(), file=sys.stderr)  # a file's name may hold a line's end
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
@@ -82,8 +83,16 @@ def parse(
 
 
 class OneLineParser(argparse.ArgumentParser):
+    """Tells of a mistake in one line."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        for argument in sys.argv[1:] if args is None else args:
+            if re.search(r"[\ud800-\udfff]", argument):  # it could not be written to any file
+                self.error(f"{argument!a} is not UTF-8 text")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
 
 
 PATH = {"type": Path, "metavar": "PATH"}  # for `option`

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from part3_pretrain.command_line import UserError, first_line
 from part3_pretrain.files import folder_written_whole
 from part3_pretrain.model import FAMILIES, ModelConfig, Transformer
-from part3_pretrain.tokenizer import load_tokenizer
+from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
 from part3_pretrain.weights import filled
 
 CARRIED = (  # kept as they are from in to out
@@ -51,6 +50,7 @@ ONLY = {  # options of config.json that change what a model computes, and the va
     "num_experts": (None,),
     "no_rope_layers": (None, []),
 }
+LONGEST_TEXT = 64 * 2**20  # bytes; enough for a vocabulary of a million entries
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -73,21 +73,22 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{folder} holds no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
+    text = _text(path)
     try:
-        tokenizer = load_tokenizer(path.read_text(encoding="utf-8"))
+        tokenizer = load_tokenizer(text)
     except Exception as error:  # the tokenizers library raises Exception itself
         raise UserError(f"{path} is damaged or not a tokenizer ({first_line(error)}); copy it anew") from error
     try:
         config = model_config(settings, tokenizer)
+        check_tokenizer(tokenizer, config.vocab_size, config.eos_ids[0])
         model = filled(config, _tensors(folder), dtype)
     except ValueError as error:
-        raise UserError(f"{folder} cannot be used: {error}") from error
+        raise UserError(f"{folder} cannot be used: {first_line(error)}") from error
     except (AttributeError, KeyError, TypeError, OverflowError, RuntimeError) as error:  # a text instead of a table ...
         reason = first_line(error)
         raise UserError(
             f"{folder} cannot be used: a value in its JSON files is of the wrong kind ({reason})"
         ) from error
-    _check_tokenizer(tokenizer, config, path)
     return model, tokenizer, settings
 
 
@@ -109,19 +110,14 @@ def model_config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
         config = {**config, "num_key_value_heads": num_heads}
     if config.get("head_dim") is None:
         config = {**config, "head_dim": 128 if family == "qwen3" else config["hidden_size"] // num_heads}
-    num_kv_heads, head_dim = _whole_number(config, "num_key_value_heads"), _whole_number(config, "head_dim")
-    if num_heads % num_kv_heads or head_dim % 2:
-        raise ValueError(f"{num_heads} heads of width {head_dim} cannot share {num_kv_heads} key-value heads")
     eos_ids = _eos_ids(settings, tokenizer)
-    if not all(0 <= eos_id < sizes["vocab_size"] for eos_id in eos_ids):
-        raise ValueError(f"its end-of-text tokens {list(eos_ids)} must be below vocab_size = {sizes['vocab_size']}")
     pad_id = config.get("pad_token_id")
     can_be_forbidden = pad_id in range(sizes["vocab_size"]) and pad_id not in eos_ids  # <PAD> = <EOS>: never the end
     return ModelConfig(
         family=family,
         **sizes,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        num_kv_heads=_whole_number(config, "num_key_value_heads"),
+        head_dim=_whole_number(config, "head_dim"),
         norm_eps=_positive(config, "rms_norm_eps", 1e-6),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         eos_ids=eos_ids,
@@ -203,27 +199,30 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise ValueError(f"{file} is damaged or not a safetensors file ({first_line(error)})") from error
 
 
-def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if highest >= config.vocab_size:
-        raise UserError(f"{path} has an entry {highest}, but the model only {config.vocab_size} embeddings")
-    added = tokenizer.encode("a").special_tokens_mask
-    if sum(takewhile(bool, added)) < sum(added):
-        raise UserError(f"{path} adds a token behind every text; remove it from its post_processor")
-
-
 def _read(path: Path) -> Any:
     """The object that a JSON file holds, or the text of another."""
+    text = _text(path)
+    if path.suffix != ".json":
+        return text
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else text
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; is it the folder of a Hugging Face model?") from error
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON in UTF-8 ({first_line(error)}); copy it anew") from error
-    if path.suffix == ".json" and not isinstance(content, dict):
+        raise UserError(f"{path} is not JSON ({first_line(error)}); copy it anew") from error
+    if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object; copy it anew")
     return content
+
+
+def _text(path: Path) -> str:
+    """What a text file holds. Raises UserError, before it is read, where it is too long to be what its name says."""
+    try:
+        if path.stat().st_size > LONGEST_TEXT:
+            raise UserError(f"{path} is longer than {LONGEST_TEXT >> 20} MiB, too long to be genuine; copy it anew")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; is it the folder of a Hugging Face model?") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); copy it anew") from error
 
 
 # ---------------------------------------------------------------------------------------------------- out

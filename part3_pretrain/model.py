@@ -23,12 +23,17 @@ from part3_pretrain.norm import RMSNorm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
+LARGEST = 1024  # layers, and numbers in a head; a file that claims a billion would fill the memory before it is refused
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each (batch, heads, time, head_dim)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. The defaults are the small model that two CPU cores can pretrain in minutes."""
+    """The shape of a model. The defaults are the small model that two CPU cores can pretrain in minutes.
+
+    Raises ValueError where no such model can be.
+    """
 
     vocab_size: int
     hidden_size: int = 160
@@ -49,6 +54,22 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.num_layers)
+        sizes += (self.num_heads, self.num_kv_heads, self.head_dim, self.max_positions)
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"its sizes must be whole numbers above 0, not {sizes}")
+        if max(self.num_layers, self.head_dim) > LARGEST:
+            raise ValueError(f"{self.num_layers} layers with heads of {self.head_dim}: at most {LARGEST} can be used")
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            heads = f"{self.num_heads} heads of width {self.head_dim}"
+            raise ValueError(f"{heads} cannot share {self.num_kv_heads} key-value heads")
+        if not (0 < self.norm_eps < math.inf and 0 < self.rope_theta < math.inf):
+            raise ValueError("norm_eps and rope_theta must be numbers above 0")
+        control = [*self.eos_ids] if self.pad_id is None else [*self.eos_ids, self.pad_id]
+        if not self.eos_ids or not all(0 <= token < self.vocab_size for token in control):
+            raise ValueError(f"its control tokens {control} must be there and below vocab_size = {self.vocab_size}")
+        if self.family not in FAMILIES:
+            raise ValueError(f"its family is {self.family!r}; those that can be used are {', '.join(FAMILIES)}")
 
 
 class KVCache:

@@ -21,6 +21,7 @@ from zlib import crc32
 
 WORLD = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
 HIGH_QUALITY = 4.0  # replies rated at least this are high quality
+LONGEST_CONTEXT = 2000  # characters, several times what `draw_context` writes
 
 
 @dataclass(frozen=True)
@@ -398,6 +399,8 @@ def _says(text: str, words: str) -> bool:
 
 def recognise(context: str) -> Scenario | None:
     """Reads a scenario back from a context of this world; None where the problem or the item is not of this world."""
+    if len(context) > LONGEST_CONTEXT:  # of another world, in which it may be megabytes and take a minute to search
+        return None
     said = sorted(
         ((match.start(), intent, match) for intent in INTENTS for match in _phrases_of(intent).finditer(context)),
         key=lambda entry: entry[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -18,7 +19,8 @@ def filled(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: to
         dtype: number format of the weights; None keeps that of the tensors.
 
     Raises:
-        ValueError: a tensor is missing, surplus, of another shape or not of floating-point numbers.
+        ValueError: a tensor is missing, surplus, of another shape or not of floating-point numbers, or one of
+            its numbers is NaN or infinite.
     """
     with torch.device("meta"):  # no memory for weights that would be overwritten
         model = Transformer(config)
@@ -35,8 +37,12 @@ def filled(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: to
             raise ValueError(f"the tensor {name} has the shape {list(tensor.shape)}; by the config it must be {shape}")
         if not tensor.is_floating_point():
             raise ValueError(f"the tensor {name} holds {tensor.dtype}; quantised weights are not supported")
+        weight = tensor.to(dtype or tensor.dtype, copy=True)
+        lowest, highest = weight.aminmax()  # unlike isfinite(), needs no memory beside the weight
+        if not -math.inf < lowest <= highest < math.inf:
+            raise ValueError(f"the tensor {name} holds NaN or infinite numbers")
         module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, nn.Parameter(tensor.to(dtype or tensor.dtype, copy=True)))
+        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
     if wanted:
         raise ValueError(f"the tensor {min(wanted)} is missing")
     model.tie_embeddings()

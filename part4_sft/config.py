@@ -9,7 +9,9 @@ from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
-PROBABILITY = {"wanted": "above 0 and at most 1", "is_good": lambda value: 0 < value <= 1}
+# Beyond these bounds, probabilities in float32 become 0 all or NaN.
+PROBABILITY = {"wanted": "0.001 to 1", "is_good": lambda value: 0.001 <= value <= 1}
+TEMPERATURE = {"wanted": "0, or 0.001 to 1000", "is_good": lambda value: value == 0 or 0.001 <= value <= 1000}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class SFTConfig:
     )
     lora_rank: int = option(0, "train matrices of this rank beside frozen weights (needs peft); 0: all", **at_least(0))
     compile: bool = option(False, "compile the model with torch.compile before training", action="store_true")
-    temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **at_least(0))
+    temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **TEMPERATURE)
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
     max_new_tokens: int = option(128, "longest reply, in tokens", **at_least(1))

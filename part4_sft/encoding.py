@@ -10,6 +10,7 @@ The two parts are encoded apart, so the boundary between them is exact, and <EOS
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class PairEncoder:
         Where the tokenizer begins texts with <BOS>, so does every prompt, once. Raises ValueError where no token of
         the context fits.
         """
-        encoding = self.tokenizer.encode(self.template.replace("{context}", context))
+        text = self.template.replace("{context}", context)
+        # Of megabytes only the end is tokenised, twice of what can fit: where the text is cut, tokens may differ.
+        encoding = self.tokenizer.encode(text[-2 * max(room, 1) * self.longest_token :])
         start = sum(encoding.special_tokens_mask)  # <BOS> alone: a text's own "<EOS>" is read as text
         if room <= start:
             raise ValueError("no token of its context fits")
@@ -91,6 +94,11 @@ class PairEncoder:
         within, apart = (self.tokenizer.encode(text, add_special_tokens=False).ids for text in (": a", " a"))
         return " " if within[-len(apart) :] == apart else ""
 
+    @cached_property
+    def longest_token(self) -> int:
+        """In characters."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
     def example(self, pair: Pair) -> Example:
         """Tokenises and masks a pair.
 
@@ -98,6 +106,8 @@ class PairEncoder:
             ValueError: the response and one token of context are longer than `max_length`.
         """
         text = self.space + pair.response
+        if len(text) > self.max_length * self.longest_token:  # megabytes need not be tokenised to know
+            raise ValueError(f"its response has {len(text)} characters, too many for {self.max_length} tokens")
         response = [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.eos_id]
         try:
             prompt = self.prompt(pair.context, self.max_length - len(response))
@@ -106,17 +116,31 @@ class PairEncoder:
         return Example(prompt + response, [IGNORE] * len(prompt) + response)
 
     def examples(self, pairs: Iterable[Pair]) -> Examples:
-        """Tokenises and masks pairs. Raises UserError naming the first that is too long."""
+        """Tokenises and masks pairs, and tells how many contexts had to be cut.
+
+        Raises UserError naming the first pair whose response is too long.
+        """
+        cut: list[str] = []
 
         def encoded() -> Iterator[Example]:
             for place, pair in enumerate(pairs, start=1):
+                where = pair.where or f"pair {place}"
                 try:
-                    yield self.example(pair)
+                    example = self.example(pair)
                 except ValueError as error:
                     advice = "shorten it, or raise --max-length as far as the model goes"
-                    raise UserError(f"{pair.where or f'pair {place}'}: {error}; {advice}") from error
+                    raise UserError(f"{where}: {error}; {advice}") from error
+                if len(example.ids) == self.max_length:  # with more room for it, would the prompt be longer?
+                    prompt_length = example.labels.count(IGNORE)
+                    if len(self.prompt(pair.context, prompt_length + 1)) > prompt_length:
+                        cut.append(where)
+                yield example
 
-        return Examples(encoded())
+        examples = Examples(encoded())
+        if cut:
+            lost = f"{len(cut)} of {len(examples)} contexts are too long and lose their beginning"
+            print(f"note: {lost}; the first is that of {cut[0]}", file=sys.stderr)
+        return examples
 
     def texts(self, replies: list[list[int]]) -> list[str]:
         """Generated ids as text, without the space that begins a response."""

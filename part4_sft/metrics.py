@@ -21,7 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from part3_pretrain import retail
 from part3_pretrain.model import Transformer
 from part4_sft.dataset import Pair
-from part4_sft.encoding import PairEncoder
+from part4_sft.encoding import Examples, PairEncoder
 from part4_sft.generation import Sampling, generate
 from part4_sft.training import mean_loss
 
@@ -214,7 +214,7 @@ def evaluate_sft_vs_pretrained(
         scores[author] = {measure: fmean(one[measure] for one in scored) for measure in scored[0]}
         if len(scored) > 1:
             spread[author] = {measure: stdev(one[measure] for one in scored) for measure in scored[0]}
-    examples = encoder.examples(pairs)
+    examples = Examples(map(encoder.example, pairs))
     for author, model in {"pretrained": pretrained, "sft": sft}.items():
         scores[author]["perplexity"] = math.exp(mean_loss(model, examples))
     entries = [

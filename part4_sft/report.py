@@ -254,8 +254,9 @@ def _example(entry: dict[str, Any]) -> str:
 
 
 def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
-    """The last lines of a run: the files, and what fine-tuning changed."""
-    print("\nwritten:")
+    """The last lines of a run: how many pairs trained, the files, and what fine-tuning changed."""
+    data = evaluation["dataset"]
+    print(f"\ntrained on {data['trained_on']:,} of {data['sft_dataset']:,} pairs\n\nwritten:")
     for path in written:
         print(f"  {path}")
     shown = {key: MEASURES[key] for key in ("bleu", "rouge_l", "rated_4_or_more") if key in evaluation["sft"]}

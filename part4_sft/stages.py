@@ -31,6 +31,7 @@ from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
 from part4_sft.training import Step, mean_loss, train
 
+HOPELESS = 100.0  # nats a token; guessing among all tokens costs 13 at most
 UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 
 
@@ -66,7 +67,8 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
             raise UserError(f"{config.data}: {error}; name --test-data and --validation-data") from error
         held_out = {pair.context for part in parts for pair in part}
         data = given | dict(zip(sizes, parts))
-        data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out]
+        # A pair that does not train may have the context of one that is held out: left out, it would be lost uncounted.
+        data["sft_dataset"] = [pair for pair in pairs if pair.context not in held_out or not chosen([pair], config)]
     trained = {pair.context for pair in chosen(data["sft_dataset"], config)}
     for name in ("sft_validation", "sft_test"):
         if known := sum(pair.context in trained for pair in data[name]):
@@ -98,13 +100,16 @@ def fine_tune(
 
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
+            validation_loss = mean_loss(model, validation_examples)
+            if not validation_loss < HOPELESS:  # nor is NaN
+                raise UserError(f"the loss is {validation_loss} after epoch {epoch}; choose a smaller --learning-rate")
             replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
             scores = score(replies, validation, scenarios)
             by_epoch.append(
                 {
                     "epoch": epoch,
                     "train_loss": train_loss,
-                    "validation_loss": mean_loss(model, validation_examples),
+                    "validation_loss": validation_loss,
                     **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
                 }
             )
@@ -211,10 +216,10 @@ def check_prompt(encoder: PairEncoder, room: int) -> None:
     for token in encoder.tokenizer.get_added_tokens_decoder().values():
         if token.special and token.content in encoder.template:
             raise UserError(f"--prompt-template holds {token.content}, but control tokens cannot be written as text")
-    try:
-        encoder.prompt("", room)
-    except ValueError as error:
-        raise UserError("--max-new-tokens must leave room for a prompt among the positions of the model") from error
+    length = len(encoder.tokenizer.encode(encoder.template.replace("{context}", "")).ids)
+    if length >= room:
+        fault = f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model"
+        raise UserError(f"{fault} {max(room, 0)} of its positions; choose less of either")
 
 
 def choose_device(name: str) -> torch.device:

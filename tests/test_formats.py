@@ -1,15 +1,15 @@
+"""Good files of pairs, in every layout. Bad ones are in test_data_battery."""
+
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
-from part3_pretrain.command_line import UserError
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
 
@@ -45,6 +45,7 @@ def write_csv(folder: Path, entries: Entries) -> Path:
 CONTEXTS = ["Where is my desk?", "Größe?\nI asked,\u2028twice."]
 RESPONSES = ['It is on "its" way, soon.\n', " Größe L 🙂" + "!" * 200_000]
 
+GOOD = '{"context": "Where is it?", "response": "Here.", "high_quality": 1}'
 LAYOUTS: dict[str, Entries] = {
     "ours": [{"context": c, "response": r} for c, r in zip(CONTEXTS, RESPONSES)],
     "TRL": [{"completion": r, "prompt": c} for c, r in zip(CONTEXTS, RESPONSES)],
@@ -116,182 +117,3 @@ def test_csv_may_end_its_lines_in_any_way_and_those_inside_of_quotes_are_kept(tm
     path = tmp_path / "pairs.csv"
     path.write_bytes('context,response|"a|b","c ""d"""||e,f|'.replace("|", end).encode())
     assert load_pairs(path) == [Pair(f"a{end}b", 'c "d"'), Pair("e", "f")]
-
-
-# ---------------------------------------------------------------------------------------------------- bad files
-
-GOOD = '{"context": "Where is it?", "response": "Here.", "high_quality": 1}'
-GOOD_CSV = "context,response,high_quality\nWhere is it?,Here.,1\n"
-USER, ASSISTANT = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
-
-
-def second(old: str, new: str) -> str:
-    """An array of two pairs; `old` is replaced in the second."""
-    assert old in GOOD
-    return f"[{GOOD},\n{GOOD.replace(old, new)}]"
-
-
-def chat(*messages: str) -> str:
-    """JSONL of two chats, the second with these messages."""
-    return "\n".join(f'{{"messages": [{", ".join(turns)}]}}' for turns in [(USER, ASSISTANT), messages])
-
-
-BAD_JSON = [
-    # no JSON, or no entries
-    ("", "holds no pairs"),
-    (" \n\n", "holds no pairs"),
-    ("[]", "holds no pairs"),
-    (f"[\n{GOOD},\n{GOOD}\n", "is not JSON: line 4, column 1: "),
-    (f"[\n{GOOD}\n{GOOD}]", "is not JSON: line 3, column 1: "),
-    (f"{GOOD}\n\n{GOOD[:-1]}\n", "is not JSON: line 3, column 67: "),
-    (f"{GOOD}\n{GOOD} {GOOD}", "is not JSON: line 2, column 69: "),
-    ("context,response\na,b", "is not JSON: line 1, column 1: "),
-    ("context,response\na,b", "one JSON object a line, or CSV with a name that ends in .csv"),
-    ('{\n"context": "a", "response": "b"\n}', "is not JSON: line 1, column 2: "),
-    ('{"context": "a\tb", "response": "b"}', "is not JSON: line 1, column 15: "),
-    (f"{GOOD}\n{'[' * 100_000}", "line 2 is nested too deeply"),
-    ('[{"a":' * 100_000, "line 1 is nested too deeply"),
-    (second("1}", "1" * 5000 + "}"), "digits"),
-    # no object, or no known keys
-    (f'[{GOOD}, "Where is it?"]', 'pair 2: must be an object, {"key": value, ...}, not "Where is it?"'),
-    (f"{GOOD}\n[{GOOD}]", "pair 2: must be an object, "),
-    (f"[[{GOOD}]]", "pair 1: must be an object, "),
-    ("null", "pair 1: must be an object, "),
-    ("[{}]", 'pair 1: the key "context" is missing; it has no keys; '),
-    (second(', "response": "Here."', ""), 'pair 2: the key "response" is missing; it has "context", "high_quality" '),
-    (second("}", ', "rating": 5}'), 'pair 2: unknown key "rating"'),
-    (
-        '{"instruction": "a", "output": "b", "text": "ab"}',
-        '"text": remove it; it has "instruction", "output", "text"; the layouts',
-    ),
-    ('{"question": "a", "answer": "b"}', 'it has "question", "answer"; '),
-    (
-        '{"question": "a", "answer": "b"}',
-        "context + response; prompt + completion; instruction + output (+ input); messages",
-    ),
-    ('{"text": "a b"}', 'pair 1: the key "context" is missing; it has "text"; split "text" into "messages", or '),
-    (
-        '{"instruction": "a", "input": "", "output": "b"}\n{"prompt": "a", "completion": "b"}',
-        'pair 2: the key "instruction" is missing; it has "prompt", "completion" '
-        'where pair 1 has "instruction", "input", "output"; ',
-    ),
-    ('{"prompt": "a", "response": "b"}', 'pair 1: the key "context" is missing; it has "prompt", "response"; '),
-    (second(', "high_quality": 1', ""), 'pair 2: "high_quality" must be in all entries or in none; it has "context", '),
-    (f'{{"context": "a", "response": "b"}}\n{GOOD}', 'pair 2: "high_quality" must be in all entries or in none'),
-    (second("}", ', "context": "b"}'), 'pair 2: the key "context" is there twice'),
-    (second("}", r', "\ud83d\n\u2028": 5}'), r'pair 2: unknown key "\ud83d\n\u2028"'),
-    (second("}", f', "{"k" * 9999}": 5}}'), 'pair 2: unknown key "kkk'),
-    (second("}", "".join(f', "k{number}": 5' for number in range(999)) + "}"), 'pair 2: unknown key "k0"'),
-    # values
-    (second("Here.", " \\n"), 'pair 2: "response" is empty'),
-    (second("Where is it?", ""), 'pair 2: "context" is empty'),
-    (second('"Here."', "7"), 'pair 2: "response" must be text, not 7'),
-    (second('"Here."', "null"), 'pair 2: "response" must be text, not null'),
-    (second('"Here."', "NaN"), 'pair 2: "response" must be text, not NaN'),
-    (second('"Here."', "-Infinity"), 'pair 2: "response" must be text, not -Infinity'),
-    (second('"Here."', '{"a": "b"}'), 'pair 2: "response" must be text, not an object'),
-    (second("Here.", r"Here \ud83d"), 'pair 2: "response" holds half of a character'),
-    (second("Where", r"\udc00"), 'pair 2: "context" holds half of a character'),
-    (second("1}", "2}"), 'pair 2: "high_quality" must be 0 or 1, not 2'),
-    (second("1}", "true}"), 'pair 2: "high_quality" must be 0 or 1, not true'),
-    (second("1}", "1.0}"), 'pair 2: "high_quality" must be 0 or 1, not 1.0'),
-    (second("1}", '"1"}'), 'pair 2: "high_quality" must be 0 or 1, not "1"'),
-    (second("1}", "[1]}"), 'pair 2: "high_quality" must be 0 or 1, not a list'),
-    ('{"instruction": "a", "input": null, "output": "b"}', 'pair 1: "input" must be text, not null'),
-    ('{"instruction": " ", "input": "a", "output": "b"}', 'pair 1: "instruction" is empty'),
-    (
-        f'{{"prompt": [{USER}], "completion": [{ASSISTANT}]}}',
-        'pair 1: "prompt" must be text, not a list; a conversation goes into "messages"',
-    ),
-    # conversations
-    ('{"messages": "a"}', 'pair 1: "messages" must be a list of objects {"role", "content"}'),
-    (chat(), 'pair 2: "messages" must be one message or more'),
-    (chat(ASSISTANT), 'pair 2: "messages" must be one message or more'),
-    (chat(USER, ASSISTANT, USER), "a last one from the assistant"),
-    (chat('"a"', ASSISTANT), "pair 2, message 1: must be an object, "),
-    (chat(USER, '{"role": "assistant"}'), 'pair 2, message 2: the key "content" is missing; it has "role" and must'),
-    (chat(USER, '{"role": "assistant", "content": "b", "name": "B"}'), 'pair 2, message 2: unknown key "name"'),
-    (chat(USER, '{"role": "user", "content": "b", "role": "user"}'), 'message 2: the key "role" is there twice'),
-    (chat('{"from": "human", "value": "a"}', ASSISTANT), 'the key "role" is missing; it has "from", "value"'),
-    (chat('{"role": "tool", "content": "a"}', ASSISTANT), '"role" must be one of system, user, assistant, not "tool"'),
-    (chat('{"role": ["user"], "content": "a"}', ASSISTANT), "must be one of system, user, assistant, not a list"),
-    (chat('{"role": "user", "content": [{"type": "text"}]}', ASSISTANT), '"content" must be text, not a list\n'),
-    (chat('{"role": "user", "content": ""}', ASSISTANT), 'pair 2, message 1: "content" is empty'),
-    (chat(USER, r'{"role": "assistant", "content": "\ud83d"}'), 'message 2: "content" holds half of a character'),
-]
-
-BAD_CSV = [
-    ("", "holds no pairs"),
-    ("context,response\n\n", "holds no pairs"),
-    (GOOD_CSV + "a,b\n", "pair 2: has 2 cells, and the header has 3"),
-    (GOOD_CSV + "\r\na,b,1,\n", "pair 2: has 4 cells, and the header has 3"),
-    ("context,response,response\na,b,c\n", 'the header is "context", "response", "response"'),
-    ("context,response,\na,b,c\n", 'the header is "context", "response", ""'),
-    ("context;response\na;b\n", 'pair 1: the key "context" is missing; it has "context;response"; '),
-    ("text\na\n", 'split "text" into'),
-    ("messages\na\n", "in a JSON or JSONL file"),
-    (GOOD_CSV + "a,b,yes\n", 'pair 2: "high_quality" must be 0 or 1, not "yes"'),
-    (GOOD_CSV + "a,b,1.0\n", 'pair 2: "high_quality" must be 0 or 1, not "1.0"'),
-    (GOOD_CSV + "a,b,\n", 'pair 2: "high_quality" must be 0 or 1, not ""'),
-    (GOOD_CSV + "a, ,0\n", 'pair 2: "response" is empty'),
-    (GOOD_CSV + 'a,"b"c,0\n', "is not CSV: line 3: "),
-    (GOOD_CSV + 'a,"b,0\n', "is not CSV: line 3: "),
-    (GOOD_CSV + "a,b\0,0\n", "NUL"),
-    (GOOD, "holds no pairs"),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "complaint"),
-    [("mine.json", *bad) for bad in BAD_JSON] + [("mine.csv", *bad) for bad in BAD_CSV],
-    ids=lambda value: value[-40:],
-)
-def test_a_bad_file_is_a_users_mistake_told_in_one_line_that_names_the_place(
-    tmp_path: Path, name: str, text: str, complaint: str
-) -> None:
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8", newline="")
-    message = complaint_about(path)
-    assert message.startswith(str(path)) and complaint in message + "\n"  # so that a complaint can say where it ends
-    assert len(message) < len(str(path)) + 600
-
-
-@pytest.mark.parametrize("name", ["mine.json", "mine.csv"])
-def test_what_cannot_be_read_and_what_is_not_utf8_are_users_mistakes(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    assert complaint_about(path) == f"cannot read {path}: No such file or directory"
-    assert complaint_about(tmp_path).startswith(f"cannot read {tmp_path}: ")
-    path.write_bytes("\ufeff[a".encode() + "ü".encode("latin-1"))
-    assert complaint_about(path) == f"{path} is not UTF-8 text (byte 5); save it as UTF-8"
-    path.write_text(GOOD, encoding="utf-16")
-    assert "UTF-8" in complaint_about(path)
-
-
-@pytest.mark.parametrize("text", [second("1}", "0}"), f"{GOOD}\n{GOOD}", chat(USER, ASSISTANT), GOOD_CSV * 2])
-@pytest.mark.parametrize("name", ["mine.json", "mine.csv"])
-def test_no_damage_to_a_file_leads_to_a_traceback(tmp_path: Path, name: str, text: str) -> None:
-    rng = Random(0)
-    path = tmp_path / name
-    refused = 0
-    for _ in range(150):
-        damaged = bytearray(text.encode())
-        for _ in range(rng.randint(1, 4)):
-            at = rng.randrange(len(damaged))
-            damaged[at : at + rng.randint(0, 3)] = rng.choice(
-                [b"", b'"', b"[", b"{", b",", b"\0", b"\n", b"\\u", b"\xff"]
-            )
-        path.write_bytes(damaged)
-        try:
-            assert all(pair.context.strip() and pair.response.strip() for pair in load_pairs(path))
-        except UserError as error:
-            assert len(str(error).splitlines()) == 1
-            refused += 1
-    assert refused > 50
-
-
-def complaint_about(path: Path) -> str:
-    with pytest.raises(UserError) as error:
-        load_pairs(path)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    return message

@@ -274,7 +274,10 @@ def refusal(folder: Path) -> str:
         ({"num_hidden_layers": 4}, "layers.3"),
         ({"num_hidden_layers": 2}, "layers.2"),
         ({"intermediate_size": 96}, "mlp"),
-        ({"vocab_size": 100}, "embed_tokens"),
+        ({"vocab_size": 100}, "entry 599, but the model only 100 embeddings"),
+        ({"vocab_size": 700}, "embed_tokens"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers"),
+        ({"head_dim": 10**9}, "heads of 1000000000"),
     ],
     ids=lambda value: str(value)[:60],
 )

@@ -1,0 +1,156 @@
+"""What holds for every data set: hypothesis makes them up, the same ones in every run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from part3_pretrain.corpus import IGNORE, pad
+from part3_pretrain.model import Transformer
+from part3_pretrain.tokenizer import EOS, PAD
+from part4_sft.dataset import Pair, hold_out
+from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
+from part4_sft.formats import load_pairs
+from part4_sft.training import masked_loss, mean_loss
+
+settings.register_profile("same in every run", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("same in every run")
+
+# Any characters (but no half of one), words, and what could be taken for something else than text.
+PARTS = st.sampled_from(["Where is my desk", "48213", EOS, PAD, "{context}", "\nAgent:", "\ufeff", "\u202e", '"', ","])
+TEXTS = st.lists(st.text(max_size=8) | PARTS, min_size=1, max_size=6).map("".join).filter(str.strip)
+PAIRS = st.builds(Pair, TEXTS, TEXTS, st.integers(0, 1))
+BATCHES = st.lists(PAIRS, min_size=1, max_size=6)
+
+
+@given(PAIRS)
+def test_labels_are_the_response_and_its_end_and_no_token_is_lost(encoder: PairEncoder, pair: Pair) -> None:
+    example = encoder.example(pair)
+    boundary = example.labels.count(IGNORE)
+    assert example.labels == [IGNORE] * boundary + example.ids[boundary:]
+    *response, end = example.ids[boundary:]
+    decode = encoder.tokenizer.decode
+    assert decode(example.ids[:boundary]) == encoder.template.replace("{context}", pair.context)
+    assert decode(response) == " " + pair.response
+    assert end == encoder.eos_id
+    assert {encoder.eos_id, encoder.tokenizer.token_to_id(PAD)}.isdisjoint(example.ids[:-1])
+
+
+@given(PAIRS, st.integers(2, 60))
+def test_what_is_too_long_is_cut_from_its_left_or_refused(encoder: PairEncoder, pair: Pair, max_length: int) -> None:
+    whole = encoder.example(pair)
+    response = [label for label in whole.labels if label != IGNORE]
+    short = replace(encoder, max_length=max_length)
+    if len(response) >= max_length:
+        with pytest.raises(ValueError, match=f"too many for {max_length}"):
+            short.example(pair)
+    else:
+        cut = short.example(pair)
+        assert (cut.ids, cut.labels) == (whole.ids[-max_length:], whole.labels[-max_length:])
+
+
+@given(TEXTS, st.integers(1, 30))
+def test_of_a_very_long_context_the_same_tokens_are_kept_as_if_all_were_tokenised(
+    encoder: PairEncoder, text: str, room: int
+) -> None:
+    context = f"{text} my desk is late. " * 100
+    whole = encoder.tokenizer.encode(encoder.template.replace("{context}", context)).ids
+    assert encoder.prompt(context, room) == whole[-room:]
+
+
+@given(BATCHES)
+def test_flat_arrays_and_batches_hold_every_token_and_label(encoder: PairEncoder, pairs: list[Pair]) -> None:
+    expected = [encoder.example(pair) for pair in pairs]
+    examples = encoder.examples(pairs)
+    assert list(examples) == expected
+    inputs, targets, lengths = collate(examples)
+    parts = zip(inputs[0].split(lengths), targets[0].split(lengths))
+    assert [(part.tolist(), wanted.tolist()) for part, wanted in parts] == [
+        (example.ids[:-1], example.labels[1:]) for example in expected
+    ]
+
+
+def padded_loss(model: Transformer, examples: list[Example], filler: int, extra: int) -> float:
+    """The loss as most code computes it: a row for each example, filled up on the right."""
+    rows = [torch.tensor(example.ids + [filler] * extra) for example in examples]
+    labels = [torch.tensor(example.labels + [IGNORE] * extra) for example in examples]
+    logits = model.lm_head(model(pad([row[:-1] for row in rows], filler)))
+    wanted = pad([label[1:] for label in labels], IGNORE)
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum"
+    ).item()
+
+
+@torch.no_grad()
+@given(BATCHES, st.integers(0, 599), st.integers(0, 9))
+def test_the_loss_is_that_of_padded_rows_whatever_they_are_padded_with(
+    tiny_model: Transformer, encoder: PairEncoder, pairs: list[Pair], filler: int, extra: int
+) -> None:
+    examples = list(encoder.examples(pairs))
+    loss = masked_loss(tiny_model, *collate(examples)).item()
+    assert padded_loss(tiny_model, examples, filler, extra) == pytest.approx(loss, rel=1e-5)
+
+
+@torch.no_grad()
+@given(BATCHES, st.randoms(use_true_random=False), st.integers(1, 7))
+def test_the_loss_does_not_depend_on_the_order_or_on_the_parts_it_is_computed_in(
+    tiny_model: Transformer, encoder: PairEncoder, pairs: list[Pair], random: Random, batch_size: int
+) -> None:
+    examples = list(encoder.examples(pairs))
+    loss = masked_loss(tiny_model, *collate(examples)).item()
+    tokens = sum(label != IGNORE for example in examples for label in example.labels)
+    random.shuffle(examples)
+    assert masked_loss(tiny_model, *collate(examples)).item() == pytest.approx(loss, rel=1e-5)
+    assert mean_loss(tiny_model, examples, batch_size) == pytest.approx(loss / tokens, rel=1e-5)
+
+
+@given(BATCHES, st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**63 - 1))
+def test_an_epoch_holds_every_pair_once(
+    encoder: PairEncoder, pairs: list[Pair], batch_size: int, epoch: int, seed: int
+) -> None:
+    examples = list(encoder.examples(pairs))
+    steps = list(shuffled_steps(examples, batch_size, epoch, seed))
+    assert sorted((example for step in steps for example in step), key=repr) == sorted(examples, key=repr)
+    assert all(len(step) == batch_size for step in steps[:-1])
+
+
+@given(BATCHES, st.lists(st.integers(1, 3), min_size=1, max_size=2), st.integers(0, 9))
+def test_what_is_held_out_is_whole_contexts(pairs: list[Pair], sizes: list[int], seed: int) -> None:
+    contexts = {pair.context for pair in pairs}
+    if sum(sizes) >= len(contexts):
+        with pytest.raises(ValueError, match="too few"):
+            hold_out(pairs, sizes, seed)
+        return
+    parts = hold_out(pairs, sizes, seed)
+    chosen = [{pair.context for pair in part} for part in parts]
+    assert [len(part) for part in chosen] == sizes and len(set().union(*chosen)) == sum(sizes)
+    assert [sorted(part, key=repr) for part in parts] == [
+        sorted((pair for pair in pairs if pair.context in part), key=repr) for part in chosen
+    ]
+
+
+@given(BATCHES, st.sampled_from(["json", "jsonl", "csv"]), st.booleans())
+def test_any_text_comes_back_from_any_kind_of_file(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair], kind: str, ascii_only: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"pairs.{kind}"
+    entries = [{key: getattr(pair, key) for key in ("context", "response", "high_quality")} for pair in pairs]
+    if kind == "json":
+        path.write_text(json.dumps(entries, ensure_ascii=ascii_only, indent=1), encoding="utf-8")
+    elif kind == "jsonl":
+        lines = [json.dumps(entry, ensure_ascii=ascii_only) for entry in entries]
+        path.write_bytes("\n".join(lines).encode())
+    else:
+        assume(not any("\0" in pair.context + pair.response for pair in pairs))  # CSV has no place for it
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, entries[0])
+            writer.writeheader()
+            writer.writerows(entries)
+    assert load_pairs(path) == pairs
