@@ -1,4 +1,4 @@
-"""Peak memory of three fine-tuning steps, each side in a process of its own, all of the process counted."""
+"""Peak memory of two fine-tuning steps, each side in a process of its own, all of the process counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.side_by_side import peak_memory
 from part4_sft.report import markdown_table
 
 SIDES = {"part4_sft": "ours", "TRL, float32, activations kept": "same", "TRL as it comes": "default"}
-STEPS = 3
+STEPS = 2
 
 
 def main() -> str:

@@ -15,7 +15,7 @@ from part3_pretrain.pretrain import LARGEST_GRADIENT, PretrainConfig, next_token
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.report import markdown_table
 
-STEPS, ROUNDS = 20, 7
+STEPS, ROUNDS = 20, 5
 
 
 def main() -> str:

@@ -79,7 +79,8 @@ def the_500_pairs(tokenizer: Tokenizer) -> list[Example]:
 
 def in_our_order(examples: list[Example]) -> list[Example]:
     """As `train` shuffles them, for a trainer that does not shuffle."""
-    return [example for step in shuffled_steps(examples, CONFIG.batch_size, 1, CONFIG.seed) for example in step]
+    steps = shuffled_steps(len(examples), CONFIG.batch_size, 1, CONFIG.seed)
+    return [examples[place] for step in steps for place in step]
 
 
 def peak_memory() -> int:

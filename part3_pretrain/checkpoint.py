@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,14 +64,13 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         advice = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
         raise UserError(f"there is no file {path}: {advice}")
     try:
-        _check_sums(path)
+        check_sums(path)
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = repr(contents["format"])
-    except pickle.UnpicklingError as error:
-        fault = "holds more than tensors and plain values, and what might be code is not run"
-        raise UserError(f"{path} {fault}; make it anew or name another") from error
     except Exception as error:  # torch and zipfile raise kinds of their own
         reason = first_line(error)
+        if type(error).__name__ == "UnpicklingError":
+            reason = "it holds more than tensors and plain values, and what might be code is not run"
         raise UserError(f"{path} is damaged or not a checkpoint ({reason}); make it anew or name another") from error
     if found != repr(FORMAT):
         advice = "make it anew, or use the version that it was made with"
@@ -91,7 +89,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         raise UserError(f"{path} cannot be used: {first_line(error)}; make it anew or name another") from error
 
 
-def _check_sums(path: Path) -> None:
+def check_sums(path: Path) -> None:
     """Compares every tensor and all else with the checksums that `torch.save` stores, for `torch.load` does not."""
     with zipfile.ZipFile(path) as archive:
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):

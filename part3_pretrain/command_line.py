@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which `kill` and schedulers send; it ends a command as Ctrl-C does."""
 
 
 class UserError(Exception):
@@ -23,16 +28,21 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C."""
+    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C, 143 after SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)  # a file's name may hold a line's end
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt or 'nothing half-written was left behind'}", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
     return 0
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 def option(

@@ -1,12 +1,13 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, in folders that one run at a time writes to."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from part3_pretrain.command_line import UserError
@@ -14,17 +15,27 @@ from part3_pretrain.command_line import UserError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives the path of a temporary file beside `path` that takes its place, on disk, once the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Keeps the suffix: matplotlib chooses the picture's format by it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    """Gives the path of a temporary file beside `path` that takes its place, on disk, once the block has ended well.
+
+    Raises UserError where it cannot be written, as on a full disk; what was there before stays.
+    """
+    # Always the same name, so that what a killed process left is overwritten; its suffix tells matplotlib the format.
+    temporary = path.with_name(f".partial.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        fault = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save adds one of its own
+        if not isinstance(fault, OSError):
+            raise
+        advice = "what was there before is untouched; make room or choose another folder"
+        raise UserError(f"cannot write {path}: {fault.strerror or fault}; {advice}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -39,6 +50,8 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)  # `mkdtemp` makes it for the owner alone
         temporary.replace(folder.absolute())
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; make room or choose another") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -52,3 +65,28 @@ def check_writable(*folders: Path) -> None:
                 pass
         except OSError as error:
             raise UserError(f"cannot write to the folder {folder}: {error.strerror}; choose another") from error
+
+
+@contextmanager
+def locked(*folders: Path) -> Iterator[None]:
+    """Keeps other runs out of the folders, which are made where they are missing, until the block or process ends.
+
+    Raises UserError where one cannot be written to, or another run is in it.
+    """
+    check_writable(*folders)
+    with ExitStack() as stack:
+        for folder in {folder.resolve() for folder in folders}:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another run is writing to {folder}; wait for its end or choose another") from error
+        yield
+
+
+def check_free(*paths: Path) -> None:
+    """Raises UserError where a folder stands in the place of a file that is to be written."""
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and a file of that name is to be written; move it or choose another")

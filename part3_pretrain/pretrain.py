@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -22,9 +23,10 @@ from part3_pretrain import corpus
 from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
-from part3_pretrain.files import check_writable, written_whole
+from part3_pretrain.files import check_free, locked, written_whole
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.resuming import TrainingState, settings
 from part3_pretrain.tokenizer import train_tokenizer
 
 matplotlib.use("Agg")
@@ -33,6 +35,7 @@ import matplotlib.pyplot as plt
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # share of steps on repeated random tokens, see `corpus.copy_batch`
+DECIDE_NOTHING = {"checkpoint", "out_dir", "corpus", "save_every", "resume"}  # settings; the corpus itself decides
 ADAM_BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.95), 0.1, 1.0
 
 
@@ -56,6 +59,8 @@ class PretrainConfig:
         choices=["auto", "float32", "bfloat16"],
     )
     seed: int = option(0, "seed of corpus, weights and order", **SEED)
+    save_every: int = option(200, "optimizer steps after which the state of the training is saved", **at_least(1))
+    resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
 
 
 def main() -> None:
@@ -65,25 +70,28 @@ def main() -> None:
         description="Pretrains a small Llama-style model on synthetic retail conversations, or on your own text files.",
         example="python -m part3_pretrain.pretrain --corpus notes.txt letters.txt --checkpoint checkpoints/mine.pt",
     )
-    run_pretraining(config)
+    with locked(config.checkpoint.parent, config.out_dir):
+        run_pretraining(config)
 
 
 def run_pretraining(config: PretrainConfig) -> None:
     """Reads or makes the corpus, trains the model and writes checkpoint and loss curve.
 
     Raises:
-        UserError: a text file cannot be read or holds too little, or a folder cannot be written to.
+        UserError: a text file cannot be read or holds too little, a file cannot be written, or what --resume finds
+            is of another run.
     """
-    check_writable(config.checkpoint.parent, config.out_dir)
-    if config.checkpoint.is_dir():
-        raise UserError(f"--checkpoint {config.checkpoint} is a folder; name a file in it")
+    picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
+    check_free(config.checkpoint, picture, state_file)
     texts = read_corpus(config)
-    model, tokenizer, losses = pretrain(texts, config)
     made_by = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     made_by["corpus"] = [str(path) for path in config.corpus or []]
-    save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
-    picture = config.out_dir / "pretraining_loss_curve.png"
-    save_loss_curve(picture, losses)
+    decides = settings(config, but=DECIDE_NOTHING)
+    decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
+    with TrainingState(state_file, decides, config.save_every, config.resume) as state:
+        model, tokenizer, losses = pretrain(texts, config, state)
+        save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
+        save_loss_curve(picture, losses)
     print(f"pretraining ended at a loss of {sum(losses[-20:]) / len(losses[-20:]):.3f} nats per token")
     print(f"written: {config.checkpoint}, {picture}")
 
@@ -106,11 +114,19 @@ def read_corpus(config: PretrainConfig) -> list[str]:
     return texts
 
 
-def pretrain(texts: list[str], config: PretrainConfig) -> tuple[Transformer, Tokenizer, list[float]]:
+def pretrain(
+    texts: list[str], config: PretrainConfig, state: TrainingState | None = None
+) -> tuple[Transformer, Tokenizer, list[float]]:
     """Learns a vocabulary, then to predict the next token.
+
+    Args:
+        state: where the training is kept, and goes on from if it holds one that was interrupted.
 
     Returns:
         The model, its tokenizer, and the loss of every step on text, in nats per token.
+
+    Raises:
+        UserError: a gradient is not finite; the state is that before the step.
     """
     torch.manual_seed(config.seed)
     rng = Random(f"order/{config.seed}")
@@ -137,22 +153,29 @@ def pretrain(texts: list[str], config: PretrainConfig) -> tuple[Transformer, Tok
         optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, len(steps))
     )
     low_precision = config.dtype == "bfloat16" or (config.dtype == "auto" and multiplies_bfloat16())
-    losses = []
+    losses: list[float] = []
+    state = state or TrainingState()
+    state.attach(model=model, optimizer=optimizer, schedule=schedule, losses=losses)
+    done = schedule.last_epoch  # steps, in this class's words
     model.train()
-    with (
-        bfloat16_products(model) if low_precision else nullcontext(),
-        tqdm(steps, desc="pretraining", unit="step", disable=None) as bar,
-    ):
-        for (inputs, targets), is_text in bar:
+    bar = tqdm(total=len(steps), initial=done, desc="pretraining", unit="step", disable=None)
+    with bar, state.signals_wait(), bfloat16_products(model) if low_precision else nullcontext():
+        for (inputs, targets), is_text in steps[done:]:
             loss = next_token_loss(model, inputs, targets)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            if not norm.isfinite():
+                state.save()
+                fault = f"the loss of step {schedule.last_epoch + 1} is {loss.item()}, its gradient {norm.item()}"
+                raise UserError(f"{fault}; lower --learning-rate")
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if is_text:
                 losses.append(loss.item())
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            bar.update()
+            state.step_done()
     return model, tokenizer, losses
 
 

@@ -70,6 +70,8 @@ class SFTConfig:
     train_on: str = option(
         "high", "pairs that give gradients: those with high_quality 1, or all", choices=["high", "all"]
     )
+    save_every: int = option(100, "optimizer steps after which the state of the training is saved", **at_least(1))
+    resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:

@@ -158,9 +158,8 @@ def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int]]:
     return torch.tensor([inputs]), torch.tensor([targets]), [len(example.ids) - 1 for example in examples]
 
 
-def shuffled_steps(examples: Sequence[Example], batch_size: int, epoch: int, seed: int) -> Iterator[list[Example]]:
-    """One epoch's optimizer steps: every example once, in an order that seed and epoch decide."""
-    order = list(range(len(examples)))
+def shuffled_steps(count: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
+    """The places of the examples in one epoch's optimizer steps: every one once, as seed and epoch decide."""
+    order = list(range(count))
     Random(f"{seed}/{epoch}").shuffle(order)
-    for start in range(0, len(order), batch_size):
-        yield [examples[index] for index in order[start : start + batch_size]]
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]

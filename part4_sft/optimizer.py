@@ -8,6 +8,7 @@ nearest one. Rounded up or down by chance instead, in proportion to what is near
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,13 @@ class BFloat16Adam(torch.optim.Optimizer):
                 tensors = (parameter, parameter.grad, state["mean"], state["square"])
                 for parts in zip(*(tensor.view(-1).split(AT_ONCE) for tensor in tensors)):
                     _update(*parts, state["step"], group["lr"], group["betas"], group["eps"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave, the moments in their own number format and not that of the weights."""
+        super().load_state_dict(state_dict)
+        for number, saved in state_dict["state"].items():
+            parameter = self.param_groups[0]["params"][number]
+            self.state[parameter] |= {name: saved[name].to(parameter.device) for name in ("mean", "square")}
 
 
 def _update(

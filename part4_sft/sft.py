@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from part3_pretrain.command_line import exit_status
+from part3_pretrain.files import check_writable, locked
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig, parse_arguments
 
 
 def main() -> None:
-    run(parse_arguments())
+    config = parse_arguments()
+    folders = [config.out_dir, config.checkpoint_dir]
+    if needs_pretraining(config):
+        folders.append(config.model.parent)
+    with locked(*folders):
+        run(config)
+
+
+def needs_pretraining(config: SFTConfig) -> bool:
+    return config.model == DEFAULT_CHECKPOINT and not config.model.exists()
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
@@ -30,7 +40,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     import torch
 
     from part3_pretrain.checkpoint import load_checkpoint
-    from part3_pretrain.files import check_writable
+    from part3_pretrain.resuming import TrainingState
     from part4_sft import report, stages
     from part4_sft.encoding import PairEncoder
     from part4_sft.stages import timed
@@ -39,16 +49,20 @@ def run(config: SFTConfig) -> dict[str, Any]:
     device = stages.choose_device(config.device)
     stages.check_options(config)
     check_writable(config.out_dir, config.checkpoint_dir)
+    stages.check_files(config)
     torch.manual_seed(config.seed)
 
     with timed("data", timing):
         data = stages.prepare_data(config)
     with timed("pretraining", timing):
-        if config.model == DEFAULT_CHECKPOINT and not config.model.exists():
+        if needs_pretraining(config):
             from part3_pretrain.pretrain import PretrainConfig, run_pretraining
 
             print(f"{config.model} is missing, so Part 3 runs first and makes it")
-            run_pretraining(PretrainConfig(seed=config.seed, checkpoint=config.model, out_dir=config.out_dir))
+            part3 = PretrainConfig(
+                checkpoint=config.model, out_dir=config.out_dir, seed=config.seed, resume=config.resume
+            )
+            run_pretraining(part3)
         checkpoint = load_checkpoint(config.model, getattr(torch, config.dtype))
     model = checkpoint.model.to(device)
     positions = model.config.max_positions
@@ -58,30 +72,38 @@ def run(config: SFTConfig) -> dict[str, Any]:
     )
     stages.check_prompt(encoder, positions - config.max_new_tokens)
 
-    steps, by_epoch = stages.fine_tune(model, encoder, data, config, timing)
-    with timed("evaluation", timing):
-        # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
-        pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
-        evaluation, entries = stages.evaluate(pretrained, model, encoder, data, config)
+    decides = stages.decided_by(config, data, model)
+    with TrainingState(config.checkpoint_dir / stages.STATE_FILE, decides, config.save_every, config.resume) as state:
+        steps, by_epoch = stages.fine_tune(model, encoder, data, config, timing, state)
+        with timed("evaluation", timing):
+            # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
+            pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
+            evaluation, entries = stages.evaluate(pretrained, model, encoder, data, config)
 
-    evaluation = {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": str(device),
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
-        "timing_seconds": timing,
-        "dataset": {name: len(pairs) for name, pairs in data.items()}
-        | {"trained_on": len(stages.chosen(data["sft_dataset"], config))},
-        **evaluation,
-        "by_epoch": by_epoch,
-        "examples": entries["test"][:8],
-    }
-    written = stages.save(checkpoint, steps, evaluation, entries, data, config)
+        evaluation = {
+            "config": {
+                name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+            },
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "device": str(device),
+                "processor": platform.machine(),
+                "threads": torch.get_num_threads(),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            },
+            "timing_seconds": timing,
+            "dataset": {name: len(pairs) for name, pairs in data.items()}
+            | {"trained_on": len(stages.chosen(data["sft_dataset"], config))},
+            **evaluation,
+            "by_epoch": by_epoch,
+            "steps": {
+                "loss": [step.loss for step in steps],
+                "gradient_norm": [step.gradient_norm for step in steps],
+            },
+            "examples": entries["test"][:8],
+        }
+        written = stages.save(checkpoint, steps, evaluation, entries, data, config)
     report.print_summary(evaluation, written)
     return evaluation
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import UserError
-from part3_pretrain.files import written_whole
+from part3_pretrain.files import check_free, written_whole
 from part3_pretrain.model import Transformer
+from part3_pretrain.resuming import TrainingState, digest_of_weights, settings
 from part4_sft import dataset, metrics, report
 from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.comparison import compare
@@ -31,7 +33,11 @@ from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
 from part4_sft.training import Step, mean_loss, train
 
+MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"
 HOPELESS = 100.0  # nats a token; guessing among all tokens costs 13 at most
+# Settings; what the files named by some of them hold does decide.
+DECIDE_NOTHING = {"model", "data", "validation_data", "test_data", "out_dir", "checkpoint_dir", "samples_per_context"}
+DECIDE_NOTHING |= {"save_every", "resume"}
 UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 
 
@@ -88,6 +94,7 @@ def fine_tune(
     data: dict[str, list[Pair]],
     config: SFTConfig,
     timing: dict[str, float],
+    state: TrainingState | None = None,
 ) -> tuple[list[Step], list[dict[str, Any]]]:
     """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
     examples = encoder.examples(chosen(data["sft_dataset"], config))
@@ -96,6 +103,8 @@ def fine_tune(
     validation_examples = encoder.examples(validation)
     encoder.examples(data["sft_test"])  # one that does not fit is better told of now than after the training
     by_epoch: list[dict[str, Any]] = []
+    state = state or TrainingState()
+    state.attach(by_epoch=by_epoch)
     seconds: dict[str, float] = {}
 
     def validate(epoch: int, train_loss: float | None) -> None:
@@ -115,16 +124,29 @@ def fine_tune(
             )
 
     with timed("fine_tuning", timing):
-        validate(0, None)
+        if not by_epoch:
+            validate(0, None)
         lora = add_lora(model, config.lora_rank) if config.lora_rank else None
         model.gradient_checkpointing = config.gradient_checkpointing
         trained = torch.compile(model) if config.compile else model
-        steps = train(trained, examples, config, after_epoch=validate)
+        steps = train(trained, examples, config, after_epoch=validate, state=state)
         if lora:
             merge_lora(lora)
     timing["validation"] = round(sum(seconds.values()), 2)
     timing["fine_tuning"] = round(timing["fine_tuning"] - timing["validation"], 2)
     return steps, by_epoch
+
+
+def decided_by(config: SFTConfig, data: dict[str, list[Pair]], model: Transformer) -> dict[str, Any]:
+    """All that decides what the training of this model comes to, by names for messages."""
+    digests = {
+        f"the digest of {name}": sha256(
+            json.dumps([(pair.context, pair.response, pair.high_quality) for pair in pairs]).encode()
+        ).hexdigest()
+        for name, pairs in data.items()
+    }
+    digests["the digest of the weights to begin with"] = digest_of_weights(model)
+    return settings(config, but=DECIDE_NOTHING) | digests
 
 
 def evaluate(
@@ -171,7 +193,7 @@ def save(
 ) -> list[Path]:
     """Writes the model, the data, the numbers, the texts, the picture and the report; returns their paths."""
     out = config.out_dir
-    written = [config.checkpoint_dir / "sft_model.pt"]
+    written = [config.checkpoint_dir / MODEL_FILE]
     made_by = {
         "from": str(config.model),
         "settings": evaluation["config"],
@@ -209,6 +231,12 @@ def check_options(config: SFTConfig) -> None:
         raise UserError("--test-fraction is a share of --data; name a file with --data too")
     if config.lora_rank:
         check_peft()
+
+
+def check_files(config: SFTConfig) -> None:
+    """Raises UserError where a folder has the name of a file that a run writes."""
+    names = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
+    check_free(*names, *(config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE)))
 
 
 def check_prompt(encoder: PairEncoder, room: int) -> None:

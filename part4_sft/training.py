@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE
 from part3_pretrain.model import Transformer
+from part3_pretrain.resuming import TrainingState
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example, collate, shuffled_steps
 from part4_sft.optimizer import BFloat16Adam
@@ -22,10 +25,11 @@ summed_cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE, reduction="sum")
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step saw: nats per response token, and the Euclidean norm of the gradient of that."""
+    """What one optimizer step saw: nats per response token, the Euclidean norm of its gradient, response tokens."""
 
     loss: float
     gradient_norm: float
+    tokens: int
 
 
 def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: list[int]) -> Tensor:
@@ -57,26 +61,40 @@ def train(
     examples: Sequence[Example],
     config: SFTConfig,
     after_epoch: Callable[[int, float], None],
+    state: TrainingState | None = None,
 ) -> list[Step]:
     """Fine-tunes the model in place: all of its parameters that require gradients.
 
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.
         after_epoch: called with the epoch's number, from 1, and its mean training loss per response token.
+        state: where the training is kept, and goes on from if it holds one that was interrupted.
 
     Returns:
         What every optimizer step saw.
+
+    Raises:
+        UserError: a loss or a gradient is not finite; model and state are those before that step.
+        ValueError: an example has no response token.
     """
+    for place in range(len(examples)):
+        if all(label == IGNORE for label in examples[place].labels[1:]):
+            raise ValueError(f"example {place + 1} has no response token to learn")
     device = model.embed_tokens.weight.device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, config)
+    history: list[tuple[float, float, int]] = []  # the values of each `Step`
+    state = state or TrainingState()
+    state.attach(model=model, optimizer=optimizer, history=history)
     steps_per_epoch = -(-len(examples) // config.batch_size)
-    steps: list[Step] = []
-    with tqdm(total=config.epochs * steps_per_epoch, desc="fine-tuning", unit="step", disable=None) as bar:
-        for epoch in range(1, config.epochs + 1):
+    total = config.epochs * steps_per_epoch
+    bar = tqdm(total=total, initial=len(history), desc="fine-tuning", unit="step", disable=None)
+    with bar, state.signals_wait():
+        while len(history) < total:
             model.train()  # whatever was done with the model after the last epoch
-            summed, tokens = 0.0, 0
-            for step in shuffled_steps(examples, config.batch_size, epoch, config.seed):
+            epoch, done = divmod(len(history), steps_per_epoch)
+            for places in shuffled_steps(len(examples), config.batch_size, epoch + 1, config.seed)[done:]:
+                step = [examples[place] for place in places]
                 # Divided by the tokens of the whole step, not of each micro-batch: else short replies would weigh more.
                 step_tokens = sum(label != IGNORE for example in step for label in example.labels[1:])
                 step_loss = 0.0
@@ -87,14 +105,24 @@ def train(
                     loss.backward()
                     step_loss += loss.item()
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                steps.append(Step(step_loss, nn.utils.get_total_norm(gradients).item()))
+                gradient_norm = nn.utils.get_total_norm(gradients).item()
+                if not math.isfinite(step_loss + gradient_norm):
+                    state.save()
+                    pairs = ", ".join(str(place + 1) for place in places)
+                    fault = f"the loss of step {len(history) + 1} is {step_loss}, its gradient {gradient_norm}"
+                    raise UserError(f"{fault} (training pairs {pairs}); look at them, or lower --learning-rate")
                 optimizer.step()
                 optimizer.zero_grad()
-                summed, tokens = summed + step_loss * step_tokens, tokens + step_tokens
-                bar.set_postfix(epoch=epoch, loss=f"{step_loss:.3f}")
+                history.append((step_loss, gradient_norm, step_tokens))
+                bar.set_postfix(epoch=epoch + 1, loss=f"{step_loss:.3f}")
                 bar.update()
-            after_epoch(epoch, summed / tokens)
-    return steps
+                if len(history) % steps_per_epoch:  # an epoch's last step is saved with its validation
+                    state.step_done()
+            of_epoch = history[-steps_per_epoch:]
+            summed = sum(loss * tokens for loss, _, tokens in of_epoch)
+            after_epoch(epoch + 1, summed / sum(tokens for _, _, tokens in of_epoch))
+            state.save()
+    return [Step(*values) for values in history]
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: SFTConfig) -> torch.optim.Optimizer:

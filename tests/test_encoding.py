@@ -114,14 +114,9 @@ def test_flat_arrays_give_back_every_example(made: dict[str, list[Pair]], encode
 
 
 def test_every_epoch_sees_each_example_once_in_its_own_seeded_order() -> None:
-    examples = [Example([number], [number]) for number in range(21)]
-
-    def order(epoch: int, seed: int) -> list[list[int]]:
-        return [[example.ids[0] for example in step] for step in shuffled_steps(examples, 8, epoch, seed)]
-
-    first = order(epoch=1, seed=0)
+    first = shuffled_steps(21, 8, epoch=1, seed=0)
     assert [len(step) for step in first] == [8, 8, 5]
-    assert sorted(number for step in first for number in step) == list(range(21))
-    assert first == order(epoch=1, seed=0)
-    assert first != order(epoch=2, seed=0)
-    assert first != order(epoch=1, seed=1)
+    assert sorted(place for step in first for place in step) == list(range(21))
+    assert first == shuffled_steps(21, 8, epoch=1, seed=0)
+    assert first != shuffled_steps(21, 8, epoch=2, seed=0)
+    assert first != shuffled_steps(21, 8, epoch=1, seed=1)

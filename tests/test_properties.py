@@ -111,13 +111,10 @@ def test_the_loss_does_not_depend_on_the_order_or_on_the_parts_it_is_computed_in
     assert mean_loss(tiny_model, examples, batch_size) == pytest.approx(loss / tokens, rel=1e-5)
 
 
-@given(BATCHES, st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**63 - 1))
-def test_an_epoch_holds_every_pair_once(
-    encoder: PairEncoder, pairs: list[Pair], batch_size: int, epoch: int, seed: int
-) -> None:
-    examples = list(encoder.examples(pairs))
-    steps = list(shuffled_steps(examples, batch_size, epoch, seed))
-    assert sorted((example for step in steps for example in step), key=repr) == sorted(examples, key=repr)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**63 - 1))
+def test_an_epoch_holds_every_pair_once(count: int, batch_size: int, epoch: int, seed: int) -> None:
+    steps = shuffled_steps(count, batch_size, epoch, seed)
+    assert sorted(place for step in steps for place in step) == list(range(count))
     assert all(len(step) == batch_size for step in steps[:-1])
 
 
