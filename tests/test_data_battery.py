@@ -302,11 +302,13 @@ def refusal(outcome: tuple[int | str | None, str, str], folder: Path) -> str:
 def test_a_learning_rate_that_leads_nowhere_is_told(
     run_main: Command, options: list[str], tmp_path: Path, learning_rate: str
 ) -> None:
-    """That shows in training only."""
+    """That shows in training only; its last good state is kept."""
     pairs = [{"context": f"Where is {n}?", "response": "Here it is, on its way."} for n in range(12)]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     given = ["--data", tmp_path / "pairs.json", "--learning-rate", learning_rate, "--batch-size", "2"]
-    assert "choose a smaller --learning-rate" in refusal(run_main(sft.main, *options, *given), tmp_path)
+    outcome = run_main(sft.main, *options, *given)
+    (tmp_path / "checkpoints" / "sft_model.state.pt").unlink(missing_ok=True)
+    assert "--learning-rate" in refusal(outcome, tmp_path)
 
 
 @pytest.mark.parametrize("text", [second("1}", "0}"), f"{GOOD}\n{GOOD}", chat(USER, ASSISTANT), GOOD_CSV * 2])

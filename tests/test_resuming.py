@@ -134,13 +134,18 @@ def moments(count: int, steps: int, seed: int) -> list[tuple[int, bool]]:
     return [(rng.randint(1, steps), rng.random() < 0.5) for _ in range(count)]
 
 
-@pytest.mark.parametrize("number", range(12))
+def numbers(count: int, quick: int) -> list[object]:
+    """So many tests, of which the first ones are run every time."""
+    return [*range(quick), *(pytest.param(number, marks=pytest.mark.slow) for number in range(quick, count))]
+
+
+@pytest.mark.parametrize("number", numbers(12, quick=4))
 def test_fine_tuning_that_is_killed_and_resumed_ends_with_the_same_bits(
     number: int, sft_options: list[str], straight: dict[str, dict[str, object]], tmp_path: Path
 ) -> None:
     way = list(WAYS)[number % len(WAYS)]
     options = [*sft_options, *WAYS[way], *in_folder(tmp_path)]
-    kill = in_save(2) if number == 11 else at_step(*moments(11, SFT_STEPS, seed=0)[number])
+    kill = in_save(2) if number == 3 else at_step(*moments(12, SFT_STEPS, seed=0)[number])
     assert in_a_process(sft.main, options, before=kill) == -signal.SIGKILL
     assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
     assert in_a_process(sft.main, [*options, "--resume"]) == 0
@@ -193,12 +198,12 @@ def its_result(folder: Path) -> dict[str, object]:
     return weights | {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", numbers(8, quick=2))
 def test_pretraining_that_is_killed_and_resumed_ends_with_the_same_bits(
     number: int, pretrained: tuple[dict[str, object], int], tmp_path: Path
 ) -> None:
     straight, steps = pretrained
-    kill = before_rename(3) if number == 7 else at_step(*moments(7, steps, seed=1)[number])
+    kill = before_rename(3) if number == 1 else at_step(*moments(8, steps, seed=1)[number])
     assert in_a_process(pretrain.main, pretraining(tmp_path), kill) == -signal.SIGKILL
     assert in_a_process(pretrain.main, [*pretraining(tmp_path), "--resume"]) == 0
     assert its_result(tmp_path) == straight

@@ -30,7 +30,9 @@ def test_the_main_command_runs_where_sockets_are_forbidden(
         monkeypatch.setattr(socket, name, forbidden)
     monkeypatch.chdir(tmp_path)
     save_pairs(tmp_path / "pairs.json", made["sft_dataset"][:6])
-    given = ["--model", tiny_checkpoint, "--data", "pairs.json", "--epochs", "1", "--max-new-tokens", "2"]
+    save_pairs(tmp_path / "others.json", made["sft_test"][:6])
+    given = ["--model", tiny_checkpoint, "--data", "pairs.json", "--epochs", "1", "--max-new-tokens", "1"]
+    given += ["--validation-data", "others.json", "--test-data", "others.json"]
     assert run_main(sft.main, *given, "--samples-per-context", "1")[0] == 0
     assert (tmp_path / "outputs" / "evaluation.json").is_file()
 
