@@ -61,7 +61,9 @@ class SFTConfig:
         False, "compute each block twice, so that fewer activations are in memory", action="store_true"
     )
     lora_rank: int = option(0, "train matrices of this rank beside frozen weights (needs peft); 0: all", **at_least(0))
-    compile: bool = option(False, "compile the model with torch.compile before training; on a CPU it costs more than it gains", action="store_true")
+    compile: bool = option(
+        False, "compile the model with torch.compile; on a CPU that costs more than it gains", action="store_true"
+    )
     temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **TEMPERATURE)
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
