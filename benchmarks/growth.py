@@ -149,6 +149,9 @@ def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
     for panel, (number, (cost, points)) in zip(axes.flat, panels.items()):
         panel.plot(*zip(*points), "o-", color=BLUE)
         panel.set(title=cost, xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
+        labels = [f"{n / 1e6:.0f}M" if n > 1e6 else f"{n:,}" for n, _ in points]
+        panel.set_xticks([n for n, _ in points], labels=labels)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=150)
