@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def test_examples_one_behind_another_are_examples_in_padded_rows(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiled_is_eager(trajectory: Callable[..., Trajectory]) -> None:
     assert_close(trajectory(*FAST, "--compile"), trajectory(*FAST), 1e-4)
 
