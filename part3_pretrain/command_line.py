@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -33,12 +34,33 @@ def exit_status(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)  # a file's name may hold a line's end
+        _tell("error:", *str(error).splitlines())  # a file's name may hold a line's end
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {interrupt or 'nothing half-written was left behind'}", file=sys.stderr)
+        _tell(f"interrupted: {interrupt or 'nothing half-written was left behind'}")
         return 143 if isinstance(interrupt, Terminated) else 130
     return 0
+
+
+def started_by_torchrun() -> bool:
+    """Whether this is one of the processes of a job; see `parallel.py`."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restarted_by_torchrun() -> bool:
+    """Whether its --max-restarts has begun this job anew, after a process died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of its job that writes; known before torch is imported."""
+    return not started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def _tell(*words: str) -> None:
+    """To stderr; once on each machine, where its processes have the same to say."""
+    if not started_by_torchrun() or os.environ["LOCAL_RANK"] == "0":
+        print(*words, file=sys.stderr, flush=True)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -102,7 +124,8 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+        _tell("error:", f"{' '.join(message.splitlines())}; see {self.prog} --help")
+        self.exit(2)
 
 
 PATH = {"type": Path, "metavar": "PATH"}  # for `option`

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from part3_pretrain.command_line import UserError
+from part3_pretrain.command_line import UserError, is_first_process
 
 
 @contextmanager
@@ -71,11 +71,12 @@ def check_writable(*folders: Path) -> None:
 def locked(*folders: Path) -> Iterator[None]:
     """Keeps other runs out of the folders, which are made where they are missing, until the block or process ends.
 
-    Raises UserError where one cannot be written to, or another run is in it.
+    Of the processes of one job, the first holds the folders for all. Raises UserError where one cannot be written to,
+    or another run is in it.
     """
     check_writable(*folders)
     with ExitStack() as stack:
-        for folder in {folder.resolve() for folder in folders}:
+        for folder in {folder.resolve() for folder in folders} if is_first_process() else ():
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             try:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from part3_pretrain import corpus
+from part3_pretrain import corpus, parallel
 from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
@@ -58,6 +58,9 @@ class PretrainConfig:
         "number format of matrix products; auto takes bfloat16 where the processor has instructions for it",
         choices=["auto", "float32", "bfloat16"],
     )
+    shard: bool = option(
+        False, "with torchrun: keep a part of weights, gradients and moments in each process", action="store_true"
+    )
     seed: int = option(0, "seed of corpus, weights and order", **SEED)
     save_every: int = option(200, "optimizer steps after which the state of the training is saved", **at_least(1))
     resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
@@ -70,7 +73,7 @@ def main() -> None:
         description="Pretrains a small Llama-style model on synthetic retail conversations, or on your own text files.",
         example="python -m part3_pretrain.pretrain --corpus notes.txt letters.txt --checkpoint checkpoints/mine.pt",
     )
-    with locked(config.checkpoint.parent, config.out_dir):
+    with locked(config.checkpoint.parent, config.out_dir), parallel.joined():
         run_pretraining(config)
 
 
@@ -90,8 +93,10 @@ def run_pretraining(config: PretrainConfig) -> None:
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
     with TrainingState(state_file, decides, config.save_every, config.resume) as state:
         model, tokenizer, losses = pretrain(texts, config, state)
-        save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
-        save_loss_curve(picture, losses)
+        with parallel.whole(model):
+            if parallel.rank() == 0:
+                save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
+                save_loss_curve(picture, losses)
     print(f"pretraining ended at a loss of {sum(losses[-20:]) / len(losses[-20:]):.3f} nats per token")
     print(f"written: {config.checkpoint}, {picture}")
 
@@ -141,6 +146,7 @@ def pretrain(
         steps.append((corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng), False))
     rng.shuffle(steps)
 
+    objective = parallel.engine(model, next_token_loss, config.shard, torch.float32)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -161,18 +167,23 @@ def pretrain(
     bar = tqdm(total=len(steps), initial=done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if low_precision else nullcontext():
         for (inputs, targets), is_text in steps[done:]:
-            loss = next_token_loss(model, inputs, targets)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            tokens = int((targets != corpus.IGNORE).sum())
+            own_inputs, own_targets = parallel.share(inputs), parallel.share(targets)
+            if not len(own_inputs):  # all processes compute equally often, since they exchange their gradients
+                own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE)
+            own_loss = objective(own_inputs, own_targets) / tokens
+            (own_loss * parallel.count()).backward()  # of what the processes compute, the engines take the mean
+            (loss,) = parallel.sums(own_loss.item())
+            norm = parallel.whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT))
             if not norm.isfinite():
                 state.save()
-                fault = f"the loss of step {schedule.last_epoch + 1} is {loss.item()}, its gradient {norm.item()}"
+                fault = f"the loss of step {schedule.last_epoch + 1} is {loss}, its gradient {norm.item()}"
                 raise UserError(f"{fault}; lower --learning-rate")
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if is_text:
-                losses.append(loss.item())
+                losses.append(loss)
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
             bar.update()
             state.step_done()
@@ -180,9 +191,9 @@ def pretrain(
 
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over the targets, (batch, time), that are not to be ignored."""
+    """Cross-entropy summed over the targets, (batch, time), that are not to be ignored."""
     logits = model.lm_head(model(inputs))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE, reduction="sum")
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:

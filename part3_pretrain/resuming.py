@@ -5,22 +5,28 @@ from __future__ import annotations
 import signal
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from part3_pretrain import parallel
 from part3_pretrain.checkpoint import check_sums
-from part3_pretrain.command_line import Terminated, UserError, first_line
+from part3_pretrain.command_line import Terminated, UserError, first_line, restarted_by_torchrun, started_by_torchrun
 from part3_pretrain.files import written_whole
+
+if TYPE_CHECKING:
+    from part3_pretrain.state_folder import StateFolder
 
 
 class TrainingState:
     """What a training changes as it goes, and the file that this is kept in until the training has ended well.
+
+    Started by torchrun, it is kept in a folder instead, which any number of processes can go on from.
 
     Used as a context manager around all that a command does from the first step on: the file goes away when the block
     ends well, and stays when it does not.
@@ -38,64 +44,75 @@ class TrainingState:
     def __init__(
         self, path: Path | None = None, run: dict[str, Any] | None = None, save_every: int = 1, resume: bool = False
     ) -> None:
-        self.path, self.run, self.save_every = path, run or {}, save_every
+        self.run, self.save_every = run or {}, save_every
         self.parts: dict[str, Any] = {}
         self.unsaved_steps = 0
-        self.signal: int | None = None
+        self.signal = 0
         self.saved: dict[str, Any] = {}
+        self.store: StateFile | StateFolder | None = None
         if path is None:
             return
-        if resume and path.exists():
-            self.saved = self._read(path)
+        if started_by_torchrun():
+            from part3_pretrain.state_folder import StateFolder  # takes a while to import
+
+            self.store = StateFolder(path.with_suffix(""))
+        else:
+            self.store = StateFile(path)
+        resume = resume or restarted_by_torchrun()
+        if resume and self.store.exists():
+            self.saved = self.store.read()
+            self._check_run()
         elif resume:
-            print(f"nothing to resume: there is no {path}; starting from the beginning")
-        elif path.exists():
-            print(f"note: {path} holds an interrupted training, which --resume would have gone on with; starting anew")
+            print(f"nothing to resume: there is no {self.store.path}; starting from the beginning")
+        elif self.store.exists():
+            fault = f"{self.store.path} holds an interrupted training"
+            print(f"note: {fault}, which --resume would have gone on with; starting anew")
 
     def attach(self, **parts: Any) -> None:
-        """Makes lists of plain values, or objects with a `state_dict`, parts of the state; restores what was saved."""
+        """Makes parts of the state, and restores what was saved of them.
+
+        Args:
+            parts: lists of plain values and objects whose `state_dict` has plain values; and, both in one call, the
+                `model` and its `optimizer`.
+        """
         self.parts |= parts
-        for name, part in parts.items():
-            if name not in self.saved:
-                continue
-            if isinstance(part, list):
-                part[:] = self.saved.pop(name)
+        for name in self.saved.keys() & parts.keys():
+            if isinstance(parts[name], list):
+                parts[name][:] = self.saved[name]
             else:
-                part.load_state_dict(self.saved.pop(name))
-        if "random" in self.saved:  # again each time, since making the parts may have drawn numbers
-            torch.set_rng_state(self.saved["random"])
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(self.saved["random_cuda"])
+                parts[name].load_state_dict(self.saved[name])
+        if self.saved and "model" in parts:
+            self.store.restore_tensors(parts["model"], parts["optimizer"])
 
     def step_done(self) -> None:
         """Saves the state every `save_every` steps, and where a signal waits for that."""
         self.unsaved_steps += 1
-        if self.signal or self.unsaved_steps >= self.save_every:
+        if parallel.largest(self.signal) or self.unsaved_steps >= self.save_every:
             self.save()
 
     def save(self) -> None:
-        """Writes the file. Raises KeyboardInterrupt where a signal has waited for that."""
-        if self.path is None:
+        """Saves the state. Raises KeyboardInterrupt where a signal, to any of the processes, has waited for that."""
+        if self.store is None:
             return
-        contents = {name: part if isinstance(part, list) else part.state_dict() for name, part in self.parts.items()}
-        # The only generators that a training draws from: the order of the data is computed from seed and epoch.
-        contents["random"] = torch.get_rng_state()
-        contents["random_cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        with written_whole(self.path) as temporary, temporary.open("wb") as file:
-            torch.save(contents | {"run": self.run}, file)
+        values: dict[str, Any] = {"run": self.run}
+        for name in self.parts.keys() - {"model", "optimizer"}:
+            part = self.parts[name]
+            values[name] = part if isinstance(part, list) else part.state_dict()
+        self.store.save(values, self.parts["model"], self.parts["optimizer"])
         self.unsaved_steps = 0
-        if self.signal:
-            raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
+        if number := parallel.largest(self.signal):
+            self.store.finish()
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     @contextmanager
     def signals_wait(self) -> Iterator[None]:
         """Inside, Ctrl-C and SIGTERM wait for the next save, so that it is of a whole step; a second one does not."""
-        signals = (signal.SIGINT, signal.SIGTERM) if self.path is not None else ()
+        signals = (signal.SIGINT, signal.SIGTERM) if self.store else ()
         before = {number: signal.getsignal(number) for number in signals}
 
         def wait(number: int, frame: object) -> None:
             self.signal = number
-            for waiting, handler in before.items():
+            for waiting, handler in before.items() if not started_by_torchrun() else ():  # it sends more than one
                 signal.signal(waiting, handler)
 
         for number in before:
@@ -112,27 +129,74 @@ class TrainingState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.path is None or not self.path.exists():
+        if self.store is None:
             return
         if error is None:
-            self.path.unlink()
-        elif isinstance(error, KeyboardInterrupt):
-            raise type(error)(f"{self.path} holds the state; the same command with --resume goes on") from error
+            self.store.remove()
+            return
+        with suppress(UserError):
+            self.store.finish()
+        if isinstance(error, KeyboardInterrupt) and self.store.exists():
+            raise type(error)(f"{self.store.path} holds the state; the same command with --resume goes on") from error
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        try:
-            check_sums(path)
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            before = dict(saved["run"])
-        except Exception as error:  # torch and zipfile raise kinds of their own
-            reason = first_line(error)
-            raise UserError(f"{path} is damaged ({reason}); start anew without --resume") from error
+    def _check_run(self) -> None:
+        before = self.saved.pop("run")
         for name in sorted(before.keys() | self.run.keys()):
             was, is_now = before.get(name), self.run.get(name)
             if was != is_now:
                 advice = "go on with what it was, or start anew without --resume"
-                raise UserError(f"{path} cannot be resumed: {name} was {was} and is {is_now}; {advice}")
-        return saved
+                raise UserError(f"{self.store.path} cannot be resumed: {name} was {was} and is {is_now}; {advice}")
+
+
+class StateFile:
+    """Keeps a `TrainingState` of one process in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.saved: dict[str, Any] = {}
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def read(self) -> dict[str, Any]:
+        """All that is not a tensor. Raises UserError where the file is damaged."""
+        try:
+            check_sums(self.path)
+            self.saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            return self.saved.pop("values")
+        except Exception as error:  # torch and zipfile raise kinds of their own
+            raise UserError(f"{self.path} is damaged ({first_line(error)}); start anew without --resume") from error
+
+    def restore_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Puts weights, moments and random numbers back, in place."""
+        model.load_state_dict(self.saved.pop("model"))
+        optimizer.load_state_dict(self.saved.pop("optimizer"))
+        set_random_numbers(self.saved.pop("random"))
+
+    def save(self, values: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Raises UserError where the file cannot be written; what was there before stays."""
+        contents = {"values": values, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        with written_whole(self.path) as temporary, temporary.open("wb") as file:
+            torch.save(contents | {"random": random_numbers()}, file)
+
+    def finish(self) -> None:
+        """Nothing is ever being written when `save` has returned."""
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def random_numbers() -> dict[str, Tensor]:
+    """The states of the only generators that a training draws from: its data come in an order that the seed decides."""
+    found = {"cpu": torch.get_rng_state()}
+    return found | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else found
+
+
+def set_random_numbers(states: dict[str, Tensor]) -> None:
+    """Restores what `random_numbers` gave."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def settings(config: Any, but: set[str]) -> dict[str, Any]:

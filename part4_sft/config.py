@@ -61,6 +61,12 @@ class SFTConfig:
         False, "compute each block twice, so that fewer activations are in memory", action="store_true"
     )
     lora_rank: int = option(0, "train matrices of this rank beside frozen weights (needs peft); 0: all", **at_least(0))
+    shard: bool = option(
+        False,
+        "with torchrun: keep a part of weights, gradients and moments in each process (FSDP2); with --dtype bfloat16 "
+        "the weights are float32 and the products bfloat16",
+        action="store_true",
+    )
     compile: bool = option(
         False, "compile the model with torch.compile; on a CPU that costs more than it gains", action="store_true"
     )

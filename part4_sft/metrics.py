@@ -18,7 +18,7 @@ from nltk import bigrams, ngrams, wordpunct_tokenize
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from part3_pretrain import retail
+from part3_pretrain import parallel, retail
 from part3_pretrain.model import Transformer
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Examples, PairEncoder
@@ -139,16 +139,14 @@ def generate_replies(
     seed: int | str,
     progress: str | None = None,
 ) -> Replies:
-    """The model's own replies to the contexts of the pairs; a context that is too long loses its beginning."""
+    """The model's own replies to the contexts of the pairs; a context that is too long loses its beginning.
+
+    Of several processes, each writes its share of the replies and then gets all.
+    """
     model.eval()
     room = min(encoder.max_length, model.config.max_positions - sampling.max_new_tokens)
-    generated = generate(
-        model,
-        [encoder.prompt(pair.context, room) for pair in pairs],
-        sampling,
-        seed=seed,
-        progress=progress,
-    )
+    prompts = [encoder.prompt(pair.context, room) for pair in parallel.share(pairs)]
+    generated = parallel.gathered(generate(model, prompts, sampling, seed=seed, progress=progress))
     return Replies(encoder.texts([reply.ids for reply in generated]), [reply.stopped for reply in generated])
 
 

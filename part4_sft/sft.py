@@ -23,7 +23,10 @@ def main() -> None:
     if needs_pretraining(config):
         folders.append(config.model.parent)
     with locked(*folders):
-        run(config)
+        from part3_pretrain.parallel import joined  # only now, since torch takes seconds to import
+
+        with joined():
+            run(config)
 
 
 def needs_pretraining(config: SFTConfig) -> bool:
@@ -36,9 +39,10 @@ def run(config: SFTConfig) -> dict[str, Any]:
     Raises:
         UserError: an option, a file or a folder cannot be used; nothing half-written is left behind.
     """
-    # Only now, since torch takes seconds to import, for which neither --help nor a mistyped option should wait.
+    # Only now, for which neither --help nor a mistyped option should wait.
     import torch
 
+    from part3_pretrain import parallel
     from part3_pretrain.checkpoint import load_checkpoint
     from part3_pretrain.resuming import TrainingState
     from part4_sft import report, stages
@@ -63,7 +67,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 checkpoint=config.model, out_dir=config.out_dir, seed=config.seed, resume=config.resume
             )
             run_pretraining(part3)
-        checkpoint = load_checkpoint(config.model, getattr(torch, config.dtype))
+        # FSDP2 keeps float32 and casts to --dtype what it gathers.
+        checkpoint = load_checkpoint(config.model, getattr(torch, "float32" if config.shard else config.dtype))
     model = checkpoint.model.to(device)
     positions = model.config.max_positions
     template = config.prompt_template.replace(r"\n", "\n")
@@ -75,36 +80,39 @@ def run(config: SFTConfig) -> dict[str, Any]:
     decides = stages.decided_by(config, data, model)
     with TrainingState(config.checkpoint_dir / stages.STATE_FILE, decides, config.save_every, config.resume) as state:
         steps, by_epoch = stages.fine_tune(model, encoder, data, config, timing, state)
-        with timed("evaluation", timing):
-            # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
-            pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
-            evaluation, entries = stages.evaluate(pretrained, model, encoder, data, config)
+        with parallel.whole(model):
+            with timed("evaluation", timing):
+                # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
+                pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
+                evaluation, entries = stages.evaluate(pretrained, model, encoder, data, config)
 
-        evaluation = {
-            "config": {
-                name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-            },
-            "environment": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "device": str(device),
-                "processor": platform.machine(),
-                "threads": torch.get_num_threads(),
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            },
-            "timing_seconds": timing,
-            "dataset": {name: len(pairs) for name, pairs in data.items()}
-            | {"trained_on": len(stages.chosen(data["sft_dataset"], config))},
-            **evaluation,
-            "by_epoch": by_epoch,
-            "steps": {
-                "loss": [step.loss for step in steps],
-                "gradient_norm": [step.gradient_norm for step in steps],
-            },
-            "examples": entries["test"][:8],
-        }
-        written = stages.save(checkpoint, steps, evaluation, entries, data, config)
-    report.print_summary(evaluation, written)
+            evaluation = {
+                "config": {
+                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+                },
+                "environment": {
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    "device": str(device),
+                    "processor": platform.machine(),
+                    "processes": parallel.count(),
+                    "threads": torch.get_num_threads(),
+                    "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                },
+                "timing_seconds": timing,
+                "dataset": {name: len(pairs) for name, pairs in data.items()}
+                | {"trained_on": len(stages.chosen(data["sft_dataset"], config))},
+                **evaluation,
+                "by_epoch": by_epoch,
+                "steps": {
+                    "loss": [step.loss for step in steps],
+                    "gradient_norm": [step.gradient_norm for step in steps],
+                },
+                "examples": entries["test"][:8],
+            }
+            if parallel.rank() == 0:
+                written = stages.save(checkpoint, steps, evaluation, entries, data, config)
+                report.print_summary(evaluation, written)
     return evaluation
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from part3_pretrain import parallel
 from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE
 from part3_pretrain.model import Transformer
@@ -65,6 +66,8 @@ def train(
 ) -> list[Step]:
     """Fine-tunes the model in place: all of its parameters that require gradients.
 
+    Of several processes, each computes its share of every step. In the end each holds the whole model.
+
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.
         after_epoch: called with the epoch's number, from 1, and its mean training loss per response token.
@@ -81,6 +84,7 @@ def train(
         if all(label == IGNORE for label in examples[place].labels[1:]):
             raise ValueError(f"example {place + 1} has no response token to learn")
     device = model.embed_tokens.weight.device
+    objective = parallel.engine(model, masked_loss, config.shard, getattr(torch, config.dtype))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, config)
     history: list[tuple[float, float, int]] = []  # the values of each `Step`
@@ -98,14 +102,18 @@ def train(
                 # Divided by the tokens of the whole step, not of each micro-batch: else short replies would weigh more.
                 step_tokens = sum(label != IGNORE for example in step for label in example.labels[1:])
                 step_loss = 0.0
-                micro_batch = -(-len(step) // config.gradient_accumulation_steps)
-                for start in range(0, len(step), micro_batch):
-                    inputs, targets, lengths = collate(step[start : start + micro_batch])
-                    loss = masked_loss(model, inputs.to(device), targets.to(device), lengths) / step_tokens
-                    loss.backward()
+                parts = min(config.gradient_accumulation_steps, -(-len(step) // parallel.count()))
+                for part in range(parts):
+                    own = parallel.share(step)[part::parts]
+                    # All processes compute equally often, since they exchange: one that has no pair counts it as 0.
+                    inputs, targets, lengths = collate(own or step[:1])
+                    parallel.exchange_gradients(objective, part == parts - 1)
+                    loss = objective(inputs.to(device), targets.to(device), lengths) / step_tokens * bool(own)
+                    (loss * parallel.count()).backward()  # of what the processes compute, the engines take the mean
                     step_loss += loss.item()
+                (step_loss,) = parallel.sums(step_loss)
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                gradient_norm = nn.utils.get_total_norm(gradients).item()
+                gradient_norm = parallel.whole_tensor(nn.utils.get_total_norm(gradients)).item()
                 if not math.isfinite(step_loss + gradient_norm):
                     state.save()
                     pairs = ", ".join(str(place + 1) for place in places)
@@ -120,7 +128,8 @@ def train(
                     state.step_done()
             of_epoch = history[-steps_per_epoch:]
             summed = sum(loss * tokens for loss, _, tokens in of_epoch)
-            after_epoch(epoch + 1, summed / sum(tokens for _, _, tokens in of_epoch))
+            with parallel.whole(model):
+                after_epoch(epoch + 1, summed / sum(tokens for _, _, tokens in of_epoch))
             state.save()
     return [Step(*values) for values in history]
 
@@ -137,8 +146,10 @@ def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int =
     """Cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
     device = model.embed_tokens.weight.device
     summed, tokens = 0.0, 0
-    for start in range(0, len(examples), batch_size):
-        inputs, targets, lengths = collate(examples[start : start + batch_size])
+    own = parallel.share(examples)
+    for start in range(0, len(own), batch_size):
+        inputs, targets, lengths = collate(own[start : start + batch_size])
         summed += masked_loss(model, inputs.to(device), targets.to(device), lengths).item()
         tokens += int((targets != IGNORE).sum())
+    summed, tokens = parallel.sums(summed, tokens)
     return summed / tokens

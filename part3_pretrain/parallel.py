@@ -1,0 +1,162 @@
+"""One training in many processes, which `torchrun` starts and torch's own engines keep in step.
+
+Every process computes its share of each batch. By default each holds the whole model and their gradients are averaged
+(DDP, Li et al. 2020); sharded, each holds a part of every weight, gradient and moment, and what a block needs is
+gathered while it computes (FSDP2, after Zhao et al. 2023). Without torchrun there is one process, and nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from part3_pretrain.command_line import UserError, started_by_torchrun
+from part3_pretrain.model import Transformer
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0, which alone prints and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside, the processes of one torchrun can speak to each other, and all but the first are silent.
+
+    Raises UserError where another one has died.
+    """
+    if not started_by_torchrun():
+        yield
+        return
+    if has_gpus := int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+    try:
+        with _silence() if rank() else nullcontext():
+            yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        advice = "what it said tells why; the same command with --resume goes on from the state that was saved last"
+        raise UserError(f"another process of this job has gone; {advice}") from error
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------- values
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of what all have: every `count()`-th of the items (or of a tensor's rows)."""
+    return items[rank() :: count()]
+
+
+def gathered(own: Sequence[T]) -> list[T]:
+    """All processes' parts, in the order that the items had before `share`."""
+    if count() == 1:
+        return list(own)
+    parts: list[Sequence[T]] = [own] * count()
+    dist.all_gather_object(parts, own)
+    return [parts[place % count()][place // count()] for place in range(sum(map(len, parts)))]
+
+
+def sums(*own: float) -> list[float]:
+    """Each number added up over the processes."""
+    if count() == 1:
+        return list(own)
+    total = torch.tensor(own, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def largest(own: int) -> int:
+    """The largest of the processes' numbers."""
+    if count() == 1:
+        return own
+    found = torch.tensor(own)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+# ---------------------------------------------------------------------------------------------------- engines
+
+
+class Objective(nn.Module):
+    """A loss as a module: the engines act where a module's forward pass begins.
+
+    Args:
+        loss: called with the model and what the module is called with.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: object) -> Tensor:
+        return self.loss(self.model, *batch)
+
+
+def engine(model: Transformer, loss: Callable[..., Tensor], shard: bool, products: torch.dtype) -> nn.Module:
+    """The loss as a module whose gradients are means over all processes.
+
+    Args:
+        shard: whether each process keeps but a part of the weights; the model is then changed in place, and an
+            optimizer has to be made after that.
+        products: number format that a sharded model computes in; its gradients are always added up in float32.
+    """
+    if shard:
+        mesh = init_device_mesh(model.embed_tokens.weight.device.type, (count(),))
+        precision = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=torch.float32)
+        for block in model.layers:
+            fully_shard(block, mesh=mesh, mp_policy=precision)
+        fully_shard(model, mesh=mesh, mp_policy=precision)
+    objective = Objective(model, loss)
+    return DistributedDataParallel(objective) if count() > 1 and not shard else objective
+
+
+def exchange_gradients(engine: nn.Module, whether: bool) -> None:
+    """Whether the next backward pass ends in an exchange; only the last one before a step needs to."""
+    if isinstance(engine, DistributedDataParallel):
+        engine.require_backward_grad_sync = whether
+    elif isinstance(engine.model, FSDPModule):
+        engine.model.set_requires_gradient_sync(whether)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all weights of a sharded model, and computes with them by itself."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    yield
+    for part in parts:
+        part.reshard()
+        part.set_reshard_after_forward(part is not model, recurse=False)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

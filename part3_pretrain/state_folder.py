@@ -1,0 +1,112 @@
+"""The state of a training in many processes: a folder that all of them write to beside the training, and from which
+any number of processes, replicated or sharded, can go on.
+
+Each save makes a folder `save-N`: the tensors by `torch.distributed.checkpoint`, each process its own, and all else in
+`values.json`. That a save is whole is told by `.metadata`, which is written last; the one before is kept until then.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from part3_pretrain import parallel
+from part3_pretrain.command_line import UserError, first_line
+from part3_pretrain.files import check_writable
+from part3_pretrain.resuming import random_numbers, set_random_numbers
+
+VALUES, LAST_WRITTEN = "values.json", ".metadata"
+
+
+class StateFolder:
+    """Keeps the parts of a `TrainingState`; every process calls its methods in the same order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.group = dist.new_group(backend="gloo")  # the writing threads speak to each other beside the training
+        self.writing: Future[Any] | None = None
+        self.saves = 0
+
+    def exists(self) -> bool:
+        return bool(self._whole_saves())
+
+    def read(self) -> dict[str, Any]:
+        """All but the tensors of the last whole save. Raises UserError where it is damaged."""
+        latest = self._whole_saves()[-1]
+        try:
+            self.saves = int(latest.name.partition("-")[2])
+            return json.loads((latest / VALUES).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def restore_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Puts weights, moments and random numbers back, in place: of a sharded model, this process's part."""
+        wanted = _tensors(model, optimizer)
+        try:
+            dcp.load(wanted, checkpoint_id=self._whole_saves()[-1])
+        except Exception as error:  # of many kinds
+            raise self._damaged(error) from error
+        set_model_state_dict(model, wanted["model"])
+        set_optimizer_state_dict(model, optimizer, wanted["optimizer"])
+        set_random_numbers(wanted["random"])
+
+    def save(self, values: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Begins to write, once the save before has ended; model and optimizer may change as soon as this returns."""
+        self.finish()
+        self.saves += 1
+        folder = self.path / f"save-{self.saves:06}"
+        if parallel.rank() == 0:
+            for unfinished in set(self.path.glob("save-*")) - set(self._whole_saves()):
+                shutil.rmtree(unfinished)
+            check_writable(folder)
+            (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        dist.barrier(self.group)
+        self.writing = dcp.async_save(_tensors(model, optimizer), checkpoint_id=folder, process_group=self.group)
+
+    def finish(self) -> None:
+        """Waits for what is being written, and removes what it replaces. Raises UserError where it cannot be."""
+        if self.writing is None:
+            return
+        try:
+            self.writing.result()
+        except Exception as error:  # dcp wraps what any process came across in an error of its own
+            raise UserError(f"cannot write {self.path}: {first_line(error)}; make room or choose another") from error
+        finally:
+            self.writing = None
+        if parallel.rank() == 0:
+            for older in self._whole_saves()[:-1]:
+                shutil.rmtree(older)
+
+    def remove(self) -> None:
+        self.finish()
+        dist.barrier(self.group)
+        if parallel.rank() == 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _whole_saves(self) -> list[Path]:
+        return sorted(last.parent for last in self.path.glob(f"save-*/{LAST_WRITTEN}"))
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self.path} is damaged ({first_line(error)}); start anew without --resume")
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+        "random": random_numbers(),
+    }
