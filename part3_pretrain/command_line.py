@@ -47,9 +47,9 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def restarted_by_torchrun() -> bool:
-    """Whether its --max-restarts has begun this job anew, after a process died."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def restarts() -> int:
+    """How often torchrun's --max-restarts has begun this job anew, after a process died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def is_first_process() -> bool:

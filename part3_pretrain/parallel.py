@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from part3_pretrain.command_line import UserError, started_by_torchrun
+from part3_pretrain.command_line import UserError, restarts, started_by_torchrun
 from part3_pretrain.model import Transformer
 
 T = TypeVar("T")
@@ -47,15 +47,19 @@ def joined() -> Iterator[None]:
         return
     if has_gpus := int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+    # torchrun's store outlives its restarts: without a prefix, processes would look for those that have died.
+    store, number, processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=processes)
     try:
         with _silence() if rank() else nullcontext():
             yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        advice = "what it said tells why; the same command with --resume goes on from the state that was saved last"
-        raise UserError(f"another process of this job has gone; {advice}") from error
+        advice = "the same command with --resume goes on from the state that was saved last"
+        raise UserError(f"another process of this job was killed, or said why it ended; {advice}") from error
     dist.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from part3_pretrain import parallel
 from part3_pretrain.checkpoint import check_sums
-from part3_pretrain.command_line import Terminated, UserError, first_line, restarted_by_torchrun, started_by_torchrun
+from part3_pretrain.command_line import Terminated, UserError, first_line, restarts, started_by_torchrun
 from part3_pretrain.files import written_whole
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class TrainingState:
             self.store = StateFolder(path.with_suffix(""))
         else:
             self.store = StateFile(path)
-        resume = resume or restarted_by_torchrun()
+        resume = resume or restarts() > 0
         if resume and self.store.exists():
             self.saved = self.store.read()
             self._check_run()

@@ -15,6 +15,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -27,6 +30,8 @@ from part3_pretrain.corpus import IGNORE
 from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
 
+AT_ONCE = 1000  # pairs given to the tokenizer, which works on them in parallel
+
 
 @dataclass(frozen=True)
 class Example:
@@ -35,9 +40,16 @@ class Example:
     ids: list[int]
     labels: list[int]
 
+    def __post_init__(self) -> None:
+        if len(self.ids) < 2 or self.labels[-1] == IGNORE:
+            raise ValueError("an example needs a token of context and then a response to learn")
+
 
 class Examples(Sequence[Example]):
-    """Any number of examples in flat arrays, 4 bytes a token and 12 a pair, where lists would take ten times that."""
+    """Any number of examples in flat arrays, 4 bytes a token and 12 a pair, where lists would take ten times that.
+
+    `ids` holds those of all examples one behind another, `ends` where each begins and ends, from 0 on.
+    """
 
     def __init__(self, examples: Iterable[Example]) -> None:
         self.ids, self.ends, self.prompt_lengths = array("i"), array("q", [0]), array("i")
@@ -45,6 +57,20 @@ class Examples(Sequence[Example]):
             self.ids.extend(example.ids)
             self.ends.append(len(self.ids))
             self.prompt_lengths.append(example.labels.count(IGNORE))
+
+    @classmethod
+    def mapped(cls, folder: Path) -> Examples:
+        """Examples that stay in files, `ids`, `ends` and `prompt_lengths`, of which all processes share one copy.
+
+        Raises ValueError where the files do not fit together.
+        """
+        examples = cls(())
+        for name, kind in (("ids", "i"), ("ends", "q"), ("prompt_lengths", "i")):
+            with (folder / name).open("rb") as file:
+                setattr(examples, name, memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind))
+        if len(examples.ends) != len(examples) + 1 or examples.ends[-1] != len(examples.ids):
+            raise ValueError("the sizes of its files do not fit together")
+        return examples
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -82,11 +108,10 @@ class PairEncoder:
         """
         text = self.template.replace("{context}", context)
         # Of megabytes only the end is tokenised, twice of what can fit: where the text is cut, tokens may differ.
-        encoding = self.tokenizer.encode(text[-2 * max(room, 1) * self.longest_token :])
-        start = sum(encoding.special_tokens_mask)  # <BOS> alone: a text's own "<EOS>" is read as text
-        if room <= start:
+        ids = self.tokenizer.encode(text[-2 * max(room, 1) * self.longest_token :]).ids
+        if room <= self.bos_length:
             raise ValueError("no token of its context fits")
-        return encoding.ids[:start] + encoding.ids[start:][start - room :]
+        return ids[: self.bos_length] + ids[self.bos_length :][self.bos_length - room :]
 
     @cached_property
     def space(self) -> str:
@@ -99,21 +124,19 @@ class PairEncoder:
         """In characters."""
         return max(map(len, self.tokenizer.get_vocab()))
 
+    @cached_property
+    def bos_length(self) -> int:
+        """How many control tokens the tokenizer puts before every text."""
+        return sum(self.tokenizer.encode("a").special_tokens_mask)
+
     def example(self, pair: Pair) -> Example:
         """Tokenises and masks a pair.
 
         Raises:
             ValueError: the response and one token of context are longer than `max_length`.
         """
-        text = self.space + pair.response
-        if len(text) > self.max_length * self.longest_token:  # megabytes need not be tokenised to know
-            raise ValueError(f"its response has {len(text)} characters, too many for {self.max_length} tokens")
-        response = [*self.tokenizer.encode(text, add_special_tokens=False).ids, self.eos_id]
-        try:
-            prompt = self.prompt(pair.context, self.max_length - len(response))
-        except ValueError as error:
-            raise ValueError(f"its response has {len(response)} tokens, too many for {self.max_length}") from error
-        return Example(prompt + response, [IGNORE] * len(prompt) + response)
+        ((example, _),) = self._encoded([pair])
+        return example
 
     def examples(self, pairs: Iterable[Pair]) -> Examples:
         """Tokenises and masks pairs, and tells how many contexts had to be cut.
@@ -121,30 +144,65 @@ class PairEncoder:
         Raises UserError naming the first pair whose response is too long.
         """
         cut: list[str] = []
+        examples = Examples(self.encoded(pairs, cut))
+        tell_of_cut(cut, len(examples))
+        return examples
 
-        def encoded() -> Iterator[Example]:
-            for place, pair in enumerate(pairs, start=1):
-                where = pair.where or f"pair {place}"
+    def encoded(self, pairs: Iterable[Pair], cut: list[str]) -> Iterator[Example]:
+        """Tokenises and masks any number of pairs.
+
+        Args:
+            cut: gets a line for each context that loses its beginning: where it comes from.
+
+        Raises UserError naming the first pair whose response is too long.
+        """
+        pairs, done = iter(pairs), 0
+        while some := list(islice(pairs, AT_ONCE)):
+            wheres = (pair.where or f"pair {place}" for place, pair in enumerate(some, start=done + 1))
+            encoded = self._encoded(some)
+            for where in wheres:
                 try:
-                    example = self.example(pair)
+                    example, was_cut = next(encoded)
                 except ValueError as error:
                     advice = "shorten it, or raise --max-length as far as the model goes"
                     raise UserError(f"{where}: {error}; {advice}") from error
-                if len(example.ids) == self.max_length:  # with more room for it, would the prompt be longer?
-                    prompt_length = example.labels.count(IGNORE)
-                    if len(self.prompt(pair.context, prompt_length + 1)) > prompt_length:
-                        cut.append(where)
+                if was_cut:
+                    cut.append(where)
                 yield example
+            done += len(some)
 
-        examples = Examples(encoded())
-        if cut:
-            lost = f"{len(cut)} of {len(examples)} contexts are too long and lose their beginning"
-            print(f"note: {lost}; the first is that of {cut[0]}", file=sys.stderr)
-        return examples
+    def _encoded(self, pairs: list[Pair]) -> Iterator[tuple[Example, bool]]:
+        """Of each pair its example, and whether the context was cut. Raises ValueError as `example` does."""
+        # Of megabytes no more is tokenised than what can fit, twice: where a text is cut, its tokens may differ.
+        longest = self.max_length * self.longest_token
+        prompts = [self.template.replace("{context}", pair.context)[-2 * longest :] for pair in pairs]
+        responses = [(self.space + pair.response)[: longest + 1] for pair in pairs]
+        both = zip(
+            self.tokenizer.encode_batch_fast(prompts),
+            self.tokenizer.encode_batch_fast(responses, add_special_tokens=False),
+        )
+        for pair, (prompt, response) in zip(pairs, both):
+            if len(self.space + pair.response) > longest:
+                characters = len(self.space + pair.response)
+                raise ValueError(f"its response has {characters} characters, too many for {self.max_length} tokens")
+            reply = [*response.ids, self.eos_id]
+            room = self.max_length - len(reply)
+            if room <= self.bos_length:
+                raise ValueError(f"its response has {len(reply)} tokens, too many for {self.max_length}")
+            bos, ids = prompt.ids[: self.bos_length], prompt.ids[self.bos_length :]
+            kept = [*bos, *ids[self.bos_length - room :]]
+            yield Example(kept + reply, [IGNORE] * len(kept) + reply), len(kept) < len(prompt.ids)
 
     def texts(self, replies: list[list[int]]) -> list[str]:
         """Generated ids as text, without the space that begins a response."""
         return [text.strip() for text in self.tokenizer.decode_batch(replies)]
+
+
+def tell_of_cut(cut: list[str], count: int) -> None:
+    """Says of how many examples the contexts have lost their beginning."""
+    if cut:
+        lost = f"{len(cut)} of {count} contexts are too long and lose their beginning"
+        print(f"note: {lost}; the first is that of {cut[0]}", file=sys.stderr)
 
 
 def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int]]:

@@ -78,11 +78,7 @@ def train(
 
     Raises:
         UserError: a loss or a gradient is not finite; model and state are those before that step.
-        ValueError: an example has no response token.
     """
-    for place in range(len(examples)):
-        if all(label == IGNORE for label in examples[place].labels[1:]):
-            raise ValueError(f"example {place + 1} has no response token to learn")
     device = model.embed_tokens.weight.device
     objective = parallel.engine(model, masked_loss, config.shard, getattr(torch, config.dtype))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -98,6 +98,10 @@ def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 # ---------------------------------------------------------------------------------------------------- the same
 
 
@@ -105,12 +109,12 @@ def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     ("count", "more"),
     [
         (2, []),
-        (4, []),
+        slow(4, []),
+        slow(1, ["--shard"]),
         (2, ["--shard"]),
-        (4, ["--shard"]),
-        (1, ["--shard"]),
-        (2, ["--gradient-accumulation-steps", "3"]),
-        (4, ["--gradient-accumulation-steps", "3", "--shard"]),
+        slow(4, ["--shard"]),
+        slow(2, ["--gradient-accumulation-steps", "3"]),
+        slow(4, ["--gradient-accumulation-steps", "3", "--shard"]),
     ],
 )
 def test_more_processes_learn_the_same(
@@ -122,6 +126,129 @@ def test_more_processes_learn_the_same(
     assert not (tmp_path / "checkpoints" / "sft_model.state").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--shard"]])
+def test_pretraining_in_more_processes_learns_the_same(more: list[str], tmp_path: Path) -> None:
+    small = ["--conversations", "60", "--vocab-size", "400", "--tokens-per-batch", "256", "--warmup-steps", "2"]
+    found = []
+    for count in (1, 3):
+        path = tmp_path / f"{count}.pt"
+        arguments = [*small, "--dtype", "float32", "--checkpoint", str(path), "--out-dir", str(tmp_path / str(count))]
+        assert in_processes(pretrain.main, [*arguments, *more], count) == [0] * count
+        found.append(load_checkpoint(path).model)
+    for (name, weight), other in zip(found[0].named_parameters(), found[1].parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["--lora-rank", "2"], ["--dtype", "bfloat16"], ["--dtype", "bfloat16", "--shard"]])
+def test_other_ways_to_train_end_well_and_lower_the_loss(more: list[str], options: list[str], tmp_path: Path) -> None:
+    assert in_processes(sft.main, [*options, *more, *in_folder(tmp_path)], 2) == [0, 0]
+    losses = evaluation(tmp_path)["steps"]["loss"]
+    assert len(losses) == STEPS and losses[-1] < losses[0] - 0.01
+    weights = load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt", dtype=None).model
+    assert weights.norm.weight.dtype == (torch.bfloat16 if "bfloat16" in more else torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- interrupted
+
+
+def at_step(wanted: int, number: int, victim: int = 0) -> Callable[[int], None]:
+    """Prepares one process to send itself a signal behind one of its steps."""
+    steps = iter(range(1, wanted + 1))
+
+    def count(*arguments: object) -> None:
+        if next(steps, None) == wanted:
+            os.kill(os.getpid(), number)
+
+    return lambda rank: register_optimizer_step_post_hook(count) if rank == victim else None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "more"), [slow(4, 2, []), slow(2, 4, []), (4, 2, ["--shard"]), slow(1, 3, ["--shard"])]
+)
+def test_a_training_that_is_killed_goes_on_in_another_number_of_processes(
+    before: int, after: int, more: list[str], options: list[str], straight: Path, tmp_path: Path
+) -> None:
+    arguments = [*options, *more, *in_folder(tmp_path)]
+    victim = before - 1
+    statuses = in_processes(sft.main, arguments, before, at_step(40, signal.SIGKILL, victim))
+    assert statuses[victim] == -signal.SIGKILL and set(statuses[:victim]) <= {2}  # none hangs, none ends in a traceback
+    assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
+    assert in_processes(sft.main, [*arguments, "--resume"], after, at_step(30, signal.SIGKILL)) == [0] * after
+    assert_same_training(tmp_path, straight)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["sft_model.pt"]
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_state_is_kept(
+    options: list[str], straight: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*options, *in_folder(tmp_path)]
+    assert in_processes(sft.main, arguments, 2, at_step(23, signal.SIGTERM, victim=1)) == [143, 143]
+    complained = capfd.readouterr().err
+    assert complained.startswith("interrupted: ") and "--resume" in complained and complained.count("\n") == 1
+    (latest,) = (tmp_path / "checkpoints" / "sft_model.state").iterdir()
+    assert len(json.loads((latest / "values.json").read_text())["history"]) == 23
+    status = in_processes(sft.main, [*arguments, "--resume", "--learning-rate", "0.002"], 2)
+    complained = capfd.readouterr().err
+    assert status == [2, 2] and "--learning-rate was 0.001 and is 0.002" in complained and complained.count("\n") == 1
+    (latest / "values.json").write_text("{")
+    assert in_processes(sft.main, [*arguments, "--resume"], 2) == [2, 2]
+    assert "is damaged" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- torchrun
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_torchrun_ends_a_job_whose_process_is_killed_or_restarts_it_from_its_state(
+    restarts: int, options: list[str], straight: Path, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        "import os, signal\n"
+        "from torch.optim.optimizer import register_optimizer_step_post_hook\n"
+        "from part3_pretrain.command_line import exit_status\n"
+        "from part4_sft import sft\n"
+        "steps = iter(range(1, 41))\n"
+        "def count(*arguments):\n"
+        "    if next(steps, None) == 40:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1':\n"
+        "    register_optimizer_step_post_hook(count)\n"
+        "raise SystemExit(exit_status(sft.main))\n"
+    )
+    command = torchrun("--max-restarts", str(restarts), str(job), *options, *in_folder(tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert "error: another process of this job was killed" in done.stderr
+    assert (done.returncode == 0) == bool(restarts), done.stderr
+    if restarts:
+        assert_same_training(tmp_path, straight)
+        assert done.stdout.count("trained on 33 of 33 pairs") == 1  # the first process alone speaks
+    else:
+        assert (tmp_path / "checkpoints" / "sft_model.state").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once(options: list[str], tmp_path: Path) -> None:
+    for mistake in (["--learning-rate", "-1"], ["--data", "nowhere.json"], ["--shard", "--lora-rank", "2"]):
+        command = torchrun("-m", "part4_sft.sft", *options, *in_folder(tmp_path), *mistake)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode and done.stderr.count("error: ") == 1
+
+
+def test_sharding_needs_torchrun(run_main: Callable[..., tuple[object, str, str]], options: list[str]) -> None:
+    status, _, complained = run_main(sft.main, *options, "--shard")
+    assert status == 2 and complained.startswith("error: --shard needs") and complained.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_the_processes_of_a_job_are_told_apart_from_none(options: list[str], straight: Path, tmp_path: Path) -> None:
     """What one process does without torchrun is the same again."""
     command = [sys.executable, "-m", "part4_sft.sft", *options, *in_folder(tmp_path)]
