@@ -26,6 +26,12 @@ class SFTConfig:
     data: Path | None = option(
         None, "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made", **PATH
     )
+    stream: bool = option(
+        False,
+        "tokenise --data, a JSONL file of any size, once into files in --out-dir that every process maps, instead of "
+        "reading it into memory; needs --validation-data and --test-data, and whether they overlap is not looked at",
+        action="store_true",
+    )
     validation_data: Path | None = option(None, "file of pairs for the numbers after each epoch", **PATH)
     test_data: Path | None = option(None, "file of pairs for the before/after comparison", **PATH)
     test_fraction: float | None = option(

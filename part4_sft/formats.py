@@ -69,26 +69,50 @@ def load_pairs(path: Path) -> list[Pair]:
     return [_pair(entry, first, f"{path}, pair {number}") for number, entry in enumerate(entries, start=1)]
 
 
+def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path: Path) -> list[Pair]:
+    """The pairs of some whole lines of a JSONL file, as `load_pairs` reads them.
+
+    Args:
+        offset, line: the first byte's place in the file, and the number of its line.
+        first_line: the first line of the file that is not blank; all have its layout.
+
+    Raises:
+        UserError: a line is not a pair; the message names it.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from error
+    text = text.removeprefix("\ufeff") if offset == 0 else text
+    first = _checked_object(_json(first_line.decode("utf-8").removeprefix("\ufeff"), line, path), f"{path}, pair 1")
+    return [
+        _pair(_json(document, number, path), first, f"{path}, line {number}")
+        for number, document in enumerate(text.split("\n"), start=line)
+        if document.strip()
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 
 def _json_entries(text: str, path: Path) -> list[Any]:
-    is_array = text.lstrip().startswith("[")
-    documents = [text] if is_array else text.split("\n")  # not splitlines(): U+2028 is an ordinary character of JSON
-    entries = []
-    for line, document in enumerate(documents, start=1):
-        if not document.strip():
-            continue
-        try:
-            entries.append(json.loads(document, object_pairs_hook=_Object))
-        except json.JSONDecodeError as error:
-            place = f"line {line + error.lineno - 1}, column {error.colno}"
-            wanted = "a file is a JSON array, or one JSON object a line, or CSV with a name that ends in .csv"
-            raise UserError(f"{path} is not JSON: {place}: {error.msg}; {wanted}") from error
-        except (RecursionError, ValueError) as error:
-            fault = "is nested too deeply or holds a number of thousands of digits"
-            raise UserError(f"{path}: what begins in line {line} {fault}, so it cannot be pairs") from error
-    return entries[0] if is_array else entries
+    if text.lstrip().startswith("["):
+        return _json(text, 1, path)
+    documents = text.split("\n")  # not splitlines(): U+2028 is an ordinary character of JSON
+    return [_json(document, line, path) for line, document in enumerate(documents, start=1) if document.strip()]
+
+
+def _json(document: str, line: int, path: Path) -> Any:
+    """Reads one document, which begins in this line of the file."""
+    try:
+        return json.loads(document, object_pairs_hook=_Object)
+    except json.JSONDecodeError as error:
+        place = f"line {line + error.lineno - 1}, column {error.colno}"
+        wanted = "a file is a JSON array, or one JSON object a line, or CSV with a name that ends in .csv"
+        raise UserError(f"{path} is not JSON: {place}: {error.msg}; {wanted}") from error
+    except (RecursionError, ValueError) as error:
+        fault = "is nested too deeply or holds a number of thousands of digits"
+        raise UserError(f"{path}: what begins in line {line} {fault}, so it cannot be pairs") from error
 
 
 def _csv_entries(text: str, path: Path) -> list[Any]:

@@ -77,9 +77,11 @@ def run(config: SFTConfig) -> dict[str, Any]:
     )
     stages.check_prompt(encoder, positions - config.max_new_tokens)
 
-    decides = stages.decided_by(config, data, model)
+    with timed("tokenising", timing):
+        training = stages.training_data(config, data, encoder)
+    decides = stages.decided_by(config, training, data, model)
     with TrainingState(config.checkpoint_dir / stages.STATE_FILE, decides, config.save_every, config.resume) as state:
-        steps, by_epoch = stages.fine_tune(model, encoder, data, config, timing, state)
+        steps, by_epoch = stages.fine_tune(model, encoder, training.examples, data, config, timing, state)
         with parallel.whole(model):
             with timed("evaluation", timing):
                 # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
@@ -101,7 +103,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 },
                 "timing_seconds": timing,
                 "dataset": {name: len(pairs) for name, pairs in data.items()}
-                | {"trained_on": len(stages.chosen(data["sft_dataset"], config))},
+                | {"sft_dataset": training.pairs, "trained_on": len(training.examples)},
                 **evaluation,
                 "by_epoch": by_epoch,
                 "steps": {

@@ -25,13 +25,14 @@ from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.comparison import compare
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import PairEncoder
+from part4_sft.encoding import Examples, PairEncoder
 from part4_sft.failures import errors_by_category, worst_replies
 from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling
 from part4_sft.lora import add_lora, check_peft, merge_lora
 from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
+from part4_sft.streaming import TrainingData, beginning, streamed
 from part4_sft.training import Step, mean_loss, train
 
 MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"
@@ -49,7 +50,7 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
     any others, and wherever --test-fraction says so, a share is held out.
     """
     given = {
-        name: load_pairs(path)
+        name: beginning(path) if config.stream and path == config.data else load_pairs(path)
         for name, path in {
             "sft_dataset": config.data,
             "sft_validation": config.validation_data,
@@ -57,6 +58,8 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
         }.items()
         if path
     }
+    if config.stream:
+        return given
     pairs = given.get("sft_dataset", [])
     usable = chosen(pairs, config)
     if pairs and not usable:
@@ -89,16 +92,24 @@ def chosen(pairs: list[Pair], config: SFTConfig) -> list[Pair]:
     return [pair for pair in pairs if pair.high_quality == 1 or config.train_on == "all"]
 
 
+def training_data(config: SFTConfig, data: dict[str, list[Pair]], encoder: PairEncoder) -> TrainingData:
+    """The pairs that give gradients, as examples."""
+    if config.stream:
+        return streamed(config.data, encoder, config.train_on, config.out_dir)
+    pairs = data["sft_dataset"]
+    return TrainingData(encoder.examples(chosen(pairs, config)), len(pairs), _digest(pairs))
+
+
 def fine_tune(
     model: Transformer,
     encoder: PairEncoder,
+    examples: Examples,
     data: dict[str, list[Pair]],
     config: SFTConfig,
     timing: dict[str, float],
     state: TrainingState | None = None,
 ) -> tuple[list[Step], list[dict[str, Any]]]:
     """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
-    examples = encoder.examples(chosen(data["sft_dataset"], config))
     validation = data["sft_validation"]
     scenarios = metrics.recognise(validation)
     validation_examples = encoder.examples(validation)
@@ -138,23 +149,25 @@ def fine_tune(
     return steps, by_epoch
 
 
-def decided_by(config: SFTConfig, data: dict[str, list[Pair]], model: Transformer) -> dict[str, Any]:
+def decided_by(
+    config: SFTConfig, training: TrainingData, data: dict[str, list[Pair]], model: Transformer
+) -> dict[str, Any]:
     """All that decides what the training of this model comes to, by names for messages."""
-    digests = {
-        f"the digest of {name}": sha256(
-            json.dumps([(pair.context, pair.response, pair.high_quality) for pair in pairs]).encode()
-        ).hexdigest()
-        for name, pairs in data.items()
-    }
+    digests = {f"the digest of {name}": _digest(pairs) for name, pairs in data.items() if name != "sft_dataset"}
+    digests["the digest of sft_dataset"] = training.digest
     digests["the digest of the weights to begin with"] = digest_of_weights(model)
     return settings(config, but=DECIDE_NOTHING) | digests
+
+
+def _digest(pairs: list[Pair]) -> str:
+    return sha256(json.dumps([(pair.context, pair.response, pair.high_quality) for pair in pairs]).encode()).hexdigest()
 
 
 def evaluate(
     pretrained: Transformer, sft: Transformer, encoder: PairEncoder, data: dict[str, list[Pair]], config: SFTConfig
 ) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
     """Both models on every test set, the ceiling, the baselines, and what goes wrong; and all texts by test set."""
-    pairs, training = data["sft_test"], chosen(data["sft_dataset"], config)
+    pairs, training = data["sft_test"], chosen(data["sft_dataset"], config) or data["sft_dataset"]
     scenarios = metrics.recognise(pairs)
     models = (pretrained, sft, encoder)
     how = (sampling(config), config.seed)
@@ -177,6 +190,7 @@ def evaluate(
             evaluation["robustness"][name], entries[name] = found.scores, found.entries
         evaluation["worst_replies"] = worst_replies(test.entries)
         evaluation["errors_by_category"] = errors_by_category(test.entries)
+    # Of a stream, its beginning is looked up.
     evaluation["baselines"] = {
         "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
         "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
@@ -203,6 +217,8 @@ def save(
     }
     save_checkpoint(written[0], replace(checkpoint, made_by=made_by))
     for name, pairs in data.items():
+        if config.stream and name == "sft_dataset":  # only its beginning is in memory
+            continue
         dataset.save_pairs(out / f"{name}.json", pairs)
         written.append(out / f"{name}.json")
     contents: dict[str, Any] = {"evaluation.json": evaluation}
@@ -229,6 +245,8 @@ def check_options(config: SFTConfig) -> None:
     if config.moments_dtype == "bfloat16" and (config.dtype != "bfloat16" or config.shard):
         advice = "sharded ones too" if config.shard else "use --dtype bfloat16 too"
         raise UserError(f"--moments-dtype bfloat16 cannot be used: float32 weights have float32 moments; {advice}")
+    if config.stream and not (config.data and config.validation_data and config.test_data):
+        raise UserError("--stream needs --data, --validation-data and --test-data: nothing is held out of a stream")
     if config.test_fraction and not config.data:
         raise UserError("--test-fraction is a share of --data; name a file with --data too")
     if config.shard and not started_by_torchrun():
