@@ -1,6 +1,6 @@
-"""How fast a stream is tokenised, beside the tokenizers library alone, and what it needs: python -m benchmarks.streaming
+"""How fast a stream is tokenised, beside the tokenizers library alone, and what it needs.
 
-Give another number of pairs behind it. Makes a JSONL file of them, which takes a while too.
+python -m benchmarks.streaming 1000000, or another number of pairs; it makes a file of them, which takes a while too.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def main() -> None:
     print(f"{count:,} pairs, {len(found.examples.ids):,} tokens")
     print(f"streamed, from cold: {median(ours):.1f} s; the library alone: {median(alone):.1f} s; share {share:.0%}")
     print(f"from the files of another run: {warm:.2f} s")
-    print(
-        f"memory: {own / 1024:.0f} MB more in the process that writes, {worker / 1024:.0f} MB in a worker, at the peak"
-    )
+    grown = f"{own / 1024:.0f} MB more in the process that writes, {worker / 1024:.0f} MB in a worker"
+    print(f"memory at the peak: {grown}")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,9 @@ def engine(model: Transformer, loss: Callable[..., Tensor], shard: bool, product
             fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(model, mesh=mesh, mp_policy=precision)
     objective = Objective(model, loss)
-    return DistributedDataParallel(objective) if count() > 1 and not shard else objective
+    if count() == 1 or shard:
+        return objective
+    return DistributedDataParallel(objective, gradient_as_bucket_view=True)  # else gradients would be kept twice
 
 
 def exchange_gradients(engine: nn.Module, whether: bool) -> None:

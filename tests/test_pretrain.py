@@ -35,6 +35,7 @@ def assert_refused(outcome: tuple[int | str | None, str, str], complaint: str) -
     assert complained.startswith("error: ") and complaint in complained and complained.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_same_seed_same_files(run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes the checkpoint and the picture of the loss; and, as a process of its own, the same ones."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -227,7 +227,7 @@ def test_a_signal_saves_the_state_of_the_step_and_tells_how_to_go_on(
     state = tmp_path / "checkpoints" / "sft_model.state.pt"
     told = capfd.readouterr().err
     assert told == f"interrupted: {state} holds the state; the same command with --resume goes on\n"
-    assert len(torch.load(state, weights_only=True)["history"]) == 4
+    assert len(torch.load(state, weights_only=True)["values"]["history"]) == 4
     assert in_a_process(sft.main, [*options, "--resume"]) == 0
     assert result(tmp_path) == straight["as it comes"]
 
@@ -327,7 +327,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_step_and_pairs(
     assert complained.startswith("error: the loss of step 5 is inf")
     assert f"(training pairs {', '.join(str(place + 1) for place in places)})" in complained
     state = torch.load(tmp_path / "checkpoints" / "sft_model.state.pt", weights_only=True)
-    assert len(state["history"]) == 4 and all(weight.isfinite().all() for weight in state["model"].values())
+    assert len(state["values"]["history"]) == 4 and all(weight.isfinite().all() for weight in state["model"].values())
     assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
 
 
