@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -93,6 +94,12 @@ def sums(*own: float) -> list[float]:
     total = torch.tensor(own, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def wait_for_all() -> None:
+    """Returns once every process is here, however long what one of them does alone takes."""
+    if count() > 1:
+        dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
 
 
 def largest(own: int) -> int:

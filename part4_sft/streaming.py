@@ -70,7 +70,7 @@ def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> 
             shutil.rmtree(unfinished)
         with folder_written_whole(cache) as folder:
             _tokenise(path, encoder, train_on, folder)
-    parallel.sums(0)  # the others wait
+    parallel.wait_for_all()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
         return TrainingData(Examples.mapped(cache), counts["pairs"], digest)
