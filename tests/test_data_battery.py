@@ -445,6 +445,7 @@ def test_one_pair_trains_where_it_is_not_all_that_there_is(
 # ---------------------------------------------------------------------------------------------------- other processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contents", "given", "told"),
     [

@@ -73,7 +73,7 @@ def test_the_second_run_finds_what_the_first_made_and_other_data_or_templates_ma
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"context": "a"}', 'line 150: the key "response" is missing'),
+        slow('{"context": "a"}', 'line 150: the key "response" is missing'),
         slow("{", "is not JSON: line 150, column 2"),
         slow('{"context": "a", "response": "a", "high_quality": 2}', 'line 150: "high_quality" must be 0 or 1'),
         slow(json.dumps({"context": "a", "response": "a " * 600, "high_quality": 1}), "line 150: its response has"),
