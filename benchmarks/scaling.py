@@ -34,23 +34,23 @@ def seconds_an_epoch(folder: Path, processes: int, more: list[str]) -> float:
 def main() -> None:
     made = make_datasets(0)
     ways = [(count, more) for count in COUNTS for more in ([], ["--shard"])]
-    seconds: dict[int, list[float]] = {number: [] for number in range(len(ways))}
+    seconds: list[list[float]] = [[] for _ in ways]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_pairs(folder / "data.json", made["sft_dataset"][:500])
         save_pairs(folder / "few.json", made["sft_test"][:2])
         for _ in range(ROUNDS):
-            for number, (count, more) in enumerate(ways):
-                seconds[number].append(seconds_an_epoch(folder, count, more))
+            for found, (count, more) in zip(seconds, ways):
+                found.append(seconds_an_epoch(folder, count, more))
     cores = len(os.sched_getaffinity(0))
     one = median(seconds[0])
     rows = []
-    for number, (count, more) in enumerate(ways):
-        faster = one / median(seconds[number])
-        spread = f"{min(seconds[number]):.1f} to {max(seconds[number]):.1f}"
+    for found, (count, more) in zip(seconds, ways):
+        faster = one / median(found)
+        spread = f"{min(found):.1f} to {max(found):.1f}"
         way = "sharded" if more else "replicated"
-        rows.append([str(count), way, f"{median(seconds[number]):.1f}", spread, f"{faster:.2f}x"])
-        rows[-1].append(f"{faster / min(count, cores):.0%}")
+        share = f"{faster / min(count, cores):.0%}"
+        rows.append([str(count), way, f"{median(found):.1f}", spread, f"{faster:.2f}x", share])
     header = ["processes", "weights", "seconds an epoch (median)", "lowest to highest", "faster by", "of the cores"]
     print(markdown_table(header, rows))
 

@@ -17,7 +17,7 @@ from statistics import median
 
 from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
-from part4_sft.dataset import Pair, draw_pairs
+from part4_sft.dataset import draw_pairs
 from part4_sft.encoding import PairEncoder
 from part4_sft.formats import pairs_of_lines
 from part4_sft.streaming import streamed
@@ -38,7 +38,7 @@ def library_alone(path: Path, encoder: PairEncoder) -> float:
         first = b""
         while part := b"".join(islice(file, PART)):
             first = first or part.split(b"\n")[0]
-            pairs: list[Pair] = pairs_of_lines(part, 1, 1, first, path)
+            pairs = pairs_of_lines(part, 1, 1, first, path)
             texts = [encoder.template.replace("{context}", pair.context) for pair in pairs]
             texts += [encoder.space + pair.response for pair in pairs]
             start = time.perf_counter()

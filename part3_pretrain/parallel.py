@@ -32,21 +32,28 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def count_here() -> int:
+    """How many of them this machine has."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1
+
+
 def rank() -> int:
     """The number of this process, from 0, which alone prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(shard: bool) -> Iterator[None]:
     """Inside, the processes of one torchrun can speak to each other, and all but the first are silent.
 
-    Raises UserError where another one has died.
+    Raises UserError where another one has died, or `shard` is asked for and there is no torchrun.
     """
     if not started_by_torchrun():
+        if shard:
+            raise UserError("--shard needs several processes; put torchrun --nproc-per-node 8 in the place of python")
         yield
         return
-    if has_gpus := int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count():
+    if has_gpus := count_here() <= torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # torchrun's store outlives its restarts: without a prefix, processes would look for those that have died.
     store, number, processes = next(dist.rendezvous("env://"))

@@ -73,7 +73,7 @@ def main() -> None:
         description="Pretrains a small Llama-style model on synthetic retail conversations, or on your own text files.",
         example="python -m part3_pretrain.pretrain --corpus notes.txt letters.txt --checkpoint checkpoints/mine.pt",
     )
-    with locked(config.checkpoint.parent, config.out_dir), parallel.joined():
+    with locked(config.checkpoint.parent, config.out_dir), parallel.joined(config.shard):
         run_pretraining(config)
 
 

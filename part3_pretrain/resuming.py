@@ -95,9 +95,9 @@ class TrainingState:
         if self.store is None:
             return
         values: dict[str, Any] = {"run": self.run}
-        for name in self.parts.keys() - {"model", "optimizer"}:
-            part = self.parts[name]
-            values[name] = part if isinstance(part, list) else part.state_dict()
+        for name, part in self.parts.items():
+            if name not in ("model", "optimizer"):
+                values[name] = part if isinstance(part, list) else part.state_dict()
         self.store.save(values, self.parts["model"], self.parts["optimizer"])
         self.unsaved_steps = 0
         if number := parallel.largest(self.signal):

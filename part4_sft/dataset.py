@@ -25,6 +25,11 @@ class Pair:
     where: str = field(default="", compare=False)  # the file it comes from and its place there, for messages
 
 
+def trains(pair: Pair, train_on: str) -> bool:
+    """Whether a pair gives gradients, by `--train-on`."""
+    return pair.high_quality == 1 or train_on == "all"
+
+
 # ---------------------------------------------------------------------------------------------------- making
 
 

@@ -111,6 +111,10 @@ class PairEncoder:
         ids = self.tokenizer.encode(text[-2 * max(room, 1) * self.longest_token :]).ids
         if room <= self.bos_length:
             raise ValueError("no token of its context fits")
+        return self._cut(ids, room)
+
+    def _cut(self, ids: list[int], room: int) -> list[int]:
+        """The last ids of a prompt behind its <BOS>, for which there must be more room than that."""
         return ids[: self.bos_length] + ids[self.bos_length :][self.bos_length - room :]
 
     @cached_property
@@ -189,8 +193,7 @@ class PairEncoder:
             room = self.max_length - len(reply)
             if room <= self.bos_length:
                 raise ValueError(f"its response has {len(reply)} tokens, too many for {self.max_length}")
-            bos, ids = prompt.ids[: self.bos_length], prompt.ids[self.bos_length :]
-            kept = [*bos, *ids[self.bos_length - room :]]
+            kept = self._cut(prompt.ids, room)
             yield Example(kept + reply, [IGNORE] * len(kept) + reply), len(kept) < len(prompt.ids)
 
     def texts(self, replies: list[list[int]]) -> list[str]:

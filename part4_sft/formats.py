@@ -56,13 +56,11 @@ def load_pairs(path: Path) -> list[Pair]:
         UserError: the file cannot be read, or an entry is not a pair; the message names the line or the entry.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = _decoded(path.read_bytes(), 0, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     read_entries = _csv_entries if path.suffix.lower() == ".csv" else _json_entries
-    entries = read_entries(text.removeprefix("\ufeff"), path)  # not "utf-8-sig", which counts bytes after the mark
+    entries = read_entries(text, path)
     if not entries:
         raise UserError(f"{path} holds no pairs")
     first = _checked_object(entries[0], f"{path}, pair 1")
@@ -79,12 +77,8 @@ def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path:
     Raises:
         UserError: a line is not a pair; the message names it.
     """
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from error
-    text = text.removeprefix("\ufeff") if offset == 0 else text
-    first = _checked_object(_json(first_line.decode("utf-8").removeprefix("\ufeff"), line, path), f"{path}, pair 1")
+    text = _decoded(data, offset, path)
+    first = _checked_object(_json(_decoded(first_line, 0, path), line, path), f"{path}, pair 1")
     return [
         _pair(_json(document, number, path), first, f"{path}, line {number}")
         for number, document in enumerate(text.split("\n"), start=line)
@@ -93,6 +87,15 @@ def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path:
 
 
 # ---------------------------------------------------------------------------------------------------- files
+
+
+def _decoded(data: bytes, offset: int, path: Path) -> str:
+    """Bytes that begin at this place of the file as text, without the mark that a file may begin with."""
+    try:
+        text = data.decode("utf-8")  # not "utf-8-sig", which counts bytes after the mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start}); save it as UTF-8") from error
+    return text.removeprefix("\ufeff") if offset == 0 else text
 
 
 def _json_entries(text: str, path: Path) -> list[Any]:

@@ -25,7 +25,7 @@ def main() -> None:
     with locked(*folders):
         from part3_pretrain.parallel import joined  # only now, since torch takes seconds to import
 
-        with joined():
+        with joined(config.shard):
             run(config)
 
 
@@ -39,7 +39,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     Raises:
         UserError: an option, a file or a folder cannot be used; nothing half-written is left behind.
     """
-    # Only now, for which neither --help nor a mistyped option should wait.
+    # Only now, since neither --help nor a mistyped option should wait for it.
     import torch
 
     from part3_pretrain import parallel

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from typing import Any
 
 import torch
 
+from part3_pretrain import parallel
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.command_line import UserError, started_by_torchrun
+from part3_pretrain.command_line import UserError
 from part3_pretrain.files import check_free, written_whole
 from part3_pretrain.model import Transformer
 from part3_pretrain.resuming import TrainingState, digest_of_weights, settings
@@ -89,7 +89,7 @@ def prepare_data(config: SFTConfig) -> dict[str, list[Pair]]:
 
 def chosen(pairs: list[Pair], config: SFTConfig) -> list[Pair]:
     """The pairs that give gradients."""
-    return [pair for pair in pairs if pair.high_quality == 1 or config.train_on == "all"]
+    return [pair for pair in pairs if dataset.trains(pair, config.train_on)]
 
 
 def training_data(config: SFTConfig, data: dict[str, list[Pair]], encoder: PairEncoder) -> TrainingData:
@@ -242,18 +242,17 @@ def sampling(config: SFTConfig) -> Sampling:
 
 def check_options(config: SFTConfig) -> None:
     """Raises UserError where options do not go together."""
-    if config.moments_dtype == "bfloat16" and (config.dtype != "bfloat16" or config.shard):
-        advice = "sharded ones too" if config.shard else "use --dtype bfloat16 too"
-        raise UserError(f"--moments-dtype bfloat16 cannot be used: float32 weights have float32 moments; {advice}")
+    if config.moments_dtype == "bfloat16" and config.dtype != "bfloat16":
+        raise UserError("--moments-dtype bfloat16 needs --dtype bfloat16 too; float32 weights have float32 moments")
     if config.stream and not (config.data and config.validation_data and config.test_data):
         raise UserError("--stream needs --data, --validation-data and --test-data: nothing is held out of a stream")
     if config.test_fraction and not config.data:
         raise UserError("--test-fraction is a share of --data; name a file with --data too")
-    if config.shard and not started_by_torchrun():
-        raise UserError("--shard needs several processes: torchrun --nproc-per-node 8 -m part4_sft.sft --shard ...")
-    for option in ("lora_rank", "compile"):
-        if config.shard and getattr(config, option):
-            raise UserError(f"--shard does not go together with --{option.replace('_', '-')}; choose one of them")
+    others = {"--lora-rank": config.lora_rank, "--compile": config.compile}
+    others["--moments-dtype bfloat16"] = config.moments_dtype == "bfloat16"  # sharded, weights are float32
+    for option, is_given in others.items():
+        if config.shard and is_given:
+            raise UserError(f"--shard does not go together with {option}; choose one of them")
     if config.lora_rank:
         check_peft()
 
@@ -277,7 +276,7 @@ def check_prompt(encoder: PairEncoder, room: int) -> None:
 
 def choose_device(name: str) -> torch.device:
     """Raises UserError where cuda is asked for and there is none, or not one for each process of this machine."""
-    found, needed = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1
+    found, needed = torch.cuda.device_count(), parallel.count_here()
     if name == "cuda" and not found:
         raise UserError("--device cuda cannot be used, since torch finds no such device here; try --device cpu")
     if name != "cpu" and 0 < found < needed:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 from array import array
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -26,7 +28,7 @@ from tqdm import tqdm
 from part3_pretrain import parallel
 from part3_pretrain.command_line import UserError
 from part3_pretrain.files import folder_written_whole
-from part4_sft.dataset import Pair
+from part4_sft.dataset import Pair, trains
 from part4_sft.encoding import Examples, PairEncoder, tell_of_cut
 from part4_sft.formats import pairs_of_lines
 
@@ -44,11 +46,8 @@ class TrainingData:
 
 def beginning(path: Path) -> list[Pair]:
     """The pairs in the first mebibyte of a JSONL file. Raises UserError where it cannot be read, or a line is none."""
-    try:
-        chunk = next(_chunks(path), (b"", 0, 1))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return pairs_of_lines(*chunk, chunk[0].lstrip().split(b"\n")[0], path) if chunk[0].strip() else []
+    first_line = _first_line(path)
+    return pairs_of_lines(*next(_chunks(path)), first_line, path)
 
 
 def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> TrainingData:
@@ -58,18 +57,16 @@ def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> 
         UserError: the file cannot be read, a line is not a pair or does not fit, no pair trains, or the cache is
             damaged or cannot be written.
     """
+    first_line = _first_line(path)
     decides = (encoder.tokenizer.to_str(), encoder.eos_id, encoder.template, encoder.max_length, train_on)
-    try:
-        with path.open("rb") as file:
-            digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    with path.open("rb") as file:
+        digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
     cache = out_dir / f"tokenised-{digest[:16]}"
     if parallel.rank() == 0 and not cache.exists():
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with folder_written_whole(cache) as folder:
-            _tokenise(path, encoder, train_on, folder)
+            _tokenise(path, (path, first_line, *decides), folder)
     parallel.wait_for_all()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
@@ -78,20 +75,28 @@ def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> 
         raise UserError(f"{cache} is damaged ({error}); delete it, and it is made anew") from error
 
 
-def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path) -> None:
-    with path.open("rb") as file:
-        first_line = next((line for line in file if line.strip()), b"")
+def _first_line(path: Path) -> bytes:
+    """The first that is not blank."""
+    try:
+        with path.open("rb") as file:
+            found = next((line for line in file if line.removeprefix(BOM_UTF8).strip()), b"")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not found:
+        raise UserError(f"{path} holds no pairs")
+    return found
+
+
+def _tokenise(path: Path, settings: tuple[Any, ...], folder: Path) -> None:
+    """Fills the folder; `settings` are what each worker begins with, see `_prepare`."""
     workers = len(os.sched_getaffinity(0))
-    settings = (encoder.tokenizer.to_str(), encoder.eos_id, encoder.template, encoder.max_length, train_on)
     total, trained_on, pairs, cut = 0, 0, 0, []
     with (
         (folder / "ids").open("wb") as ids,
         (folder / "ends").open("wb") as ends,
         (folder / "prompt_lengths").open("wb") as prompt_lengths,
         # Spawned, not forked: a process that has threads, as one of torchrun's does, cannot be copied safely.
-        ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _prepare, (path, first_line, *settings)
-        ) as pool,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare, settings) as pool,
         tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
     ):
         array("q", [0]).tofile(ends)
@@ -172,6 +177,6 @@ def _prepare(
 
 def _encode(data: bytes, offset: int, line: int) -> _Part:
     pairs = pairs_of_lines(data, offset, line, _worker.first_line, _worker.path)
-    training = [pair for pair in pairs if pair.high_quality == 1 or _worker.train_on == "all"]
+    training = [pair for pair in pairs if trains(pair, _worker.train_on)]
     cut: list[str] = []
     return _Part(Examples(_worker.encoder.encoded(training, cut)), len(pairs), cut, len(data))

@@ -66,7 +66,7 @@ def train(
 ) -> list[Step]:
     """Fine-tunes the model in place: all of its parameters that require gradients.
 
-    Of several processes, each computes its share of every step. In the end each holds the whole model.
+    Of several processes, each computes its share of every step. A sharded model stays so; see `parallel.whole`.
 
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.

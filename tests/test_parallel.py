@@ -243,6 +243,10 @@ def test_a_mistake_is_told_once(options: list[str], tmp_path: Path) -> None:
         assert done.returncode and done.stderr.count("error: ") == 1
 
 
-def test_sharding_needs_torchrun(run_main: Callable[..., tuple[object, str, str]], options: list[str]) -> None:
-    status, _, complained = run_main(sft.main, *options, "--shard")
-    assert status == 2 and complained.startswith("error: --shard needs") and complained.count("\n") == 1
+def test_sharding_needs_torchrun(
+    run_main: Callable[..., tuple[object, str, str]], options: list[str], tmp_path: Path
+) -> None:
+    small = ["--conversations", "5", "--checkpoint", tmp_path / "made.pt", "--out-dir", tmp_path]
+    for command, arguments in ((sft.main, [*options, *in_folder(tmp_path)]), (pretrain.main, small)):
+        status, _, complained = run_main(command, *arguments, "--shard")
+        assert status == 2 and complained.startswith("error: --shard needs") and complained.count("\n") == 1
