@@ -37,7 +37,7 @@ def exit_status(main: Callable[[], None]) -> int:
         _tell("error:", *str(error).splitlines())  # a file's name may hold a line's end
         return 2
     except KeyboardInterrupt as interrupt:
-        _tell(f"interrupted: {interrupt or 'nothing half-written was left behind'}")
+        _tell(f"interrupted: {str(interrupt) or 'nothing half-written was left behind'}")
         return 143 if isinstance(interrupt, Terminated) else 130
     return 0
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from part3_pretrain.command_line import UserError, restarts, started_by_torchrun
+from part3_pretrain.command_line import Terminated, UserError, restarts, started_by_torchrun
 from part3_pretrain.model import Transformer
 
 T = TypeVar("T")
@@ -63,8 +63,10 @@ def joined(shard: bool) -> Iterator[None]:
     try:
         with _silence() if rank() else nullcontext():
             yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+    except (RuntimeError, Terminated) as error:
+        # Of a death torchrun tells the others by SIGTERM, which may come while they give up for having noticed it.
+        fault = error.__context__ if isinstance(error, Terminated) else error
+        if not isinstance(fault, dist.DistError) and "gloo" not in str(fault):
             raise
         advice = "the same command with --resume goes on from the state that was saved last"
         raise UserError(f"another process of this job was killed, or said why it ended; {advice}") from error

@@ -226,7 +226,7 @@ def test_torchrun_ends_a_job_whose_process_is_killed_or_restarts_it_from_its_sta
     command = torchrun("--max-restarts", str(restarts), str(job), *options, *in_folder(tmp_path))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert "error: another process of this job was killed" in done.stderr
+    assert "error: another process of this job was killed" in done.stderr, done.stderr
     assert (done.returncode == 0) == bool(restarts), done.stderr
     if restarts:
         assert_same_training(tmp_path, straight)

@@ -241,6 +241,13 @@ def test_pretraining_is_interrupted_likewise(
     assert its_result(tmp_path) == pretrained[0]
 
 
+def test_an_interrupt_before_there_is_a_state_says_that_nothing_is_left_behind(run_main: Command) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert run_main(main) == (130, "", "interrupted: nothing half-written was left behind\n")
+
+
 # ---------------------------------------------------------------------------------------------------- refused
 
 
