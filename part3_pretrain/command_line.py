@@ -91,6 +91,12 @@ def at_least(minimum: int) -> dict[str, Any]:
     return {"wanted": f"{minimum} or more", "is_good": lambda value: minimum <= value < float("inf")}
 
 
+def same_as(config: type, name: str) -> Any:
+    """A dataclass field that is the same option as that of another command."""
+    setting = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    return field(default=setting.default, metadata=setting.metadata)
+
+
 def parse(
     config: type[Config], prog: str, description: str, example: str, arguments: list[str] | None = None
 ) -> Config:

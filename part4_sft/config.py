@@ -84,6 +84,9 @@ class SFTConfig:
     train_on: str = option(
         "high", "pairs that give gradients: those with high_quality 1, or all", choices=["high", "all"]
     )
+    tensorboard: Path | None = option(
+        None, "folder for curves that TensorBoard shows while the run goes on (needs tensorboard)", **PATH
+    )
     save_every: int = option(100, "optimizer steps after which the state of the training is saved", **at_least(1))
     resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
 

@@ -15,12 +15,15 @@ import csv
 import io
 import json
 import re
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from string import whitespace
 from typing import Any
 
 from part3_pretrain.command_line import UserError
+from part3_pretrain.files import written_whole
 from part4_sft.dataset import Pair
 
 # The keys that an entry must have (that of the context before that of the response), and those that it may have.
@@ -55,16 +58,33 @@ def load_pairs(path: Path) -> list[Pair]:
     Raises:
         UserError: the file cannot be read, or an entry is not a pair; the message names the line or the entry.
     """
-    try:
-        text = _decoded(path.read_bytes(), 0, path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    read_entries = _csv_entries if path.suffix.lower() == ".csv" else _json_entries
-    entries = read_entries(text, path)
-    if not entries:
-        raise UserError(f"{path} holds no pairs")
+    entries = _entries(path)
     first = _checked_object(entries[0], f"{path}, pair 1")
     return [_pair(entry, first, f"{path}, pair {number}") for number, entry in enumerate(entries, start=1)]
+
+
+def relabel(path: Path, label: Callable[[Pair], int | None]) -> None:
+    """Sets "high_quality" of every entry of a file, whole or not at all, and leaves its layout and all else alone.
+
+    Args:
+        label: 0 or 1 for a pair, or None for what it has; that is 0 in a file whose entries had no such key.
+
+    Raises:
+        UserError: the file cannot be read or written, or an entry is not a pair.
+    """
+    entries = _entries(path)
+    for entry, pair in zip(entries, load_pairs(path)):
+        found = label(pair)
+        entry["high_quality"] = entry.get("high_quality", 0) if found is None else found
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            writer = csv.DictWriter(file, entries[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(entries)
+        else:
+            lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+            is_array = path.read_bytes().lstrip(BOM_UTF8 + whitespace.encode()).startswith(b"[")
+            file.write("[\n" + ",\n".join(lines) + "\n]\n" if is_array else "\n".join(lines) + "\n")
 
 
 def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path: Path) -> list[Pair]:
@@ -87,6 +107,17 @@ def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path:
 
 
 # ---------------------------------------------------------------------------------------------------- files
+
+
+def _entries(path: Path) -> list[Any]:
+    try:
+        text = _decoded(path.read_bytes(), 0, path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    entries = _csv_entries(text, path) if path.suffix.lower() == ".csv" else _json_entries(text, path)
+    if not entries:
+        raise UserError(f"{path} holds no pairs")
+    return entries
 
 
 def _decoded(data: bytes, offset: int, path: Path) -> str:

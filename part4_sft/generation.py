@@ -6,6 +6,7 @@ so neither the batch size nor the neighbours in the batch change it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -56,9 +57,7 @@ def generate(
     Raises:
         ValueError: a prompt is empty, or leaves the model no positions for `max_new_tokens`.
     """
-    room = model.config.max_positions - sampling.max_new_tokens
-    if any(not 0 < len(prompt) <= room for prompt in prompts):
-        raise ValueError(f"a prompt must have 1 to {room} tokens, so that {sampling.max_new_tokens} new ones fit")
+    _check(model, prompts, sampling)
     if batch_size is None:
         longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
         batch_size = min(MOST_AT_ONCE, max(1, CACHE_AT_ONCE // cache_bytes(model, longest)))
@@ -67,10 +66,32 @@ def generate(
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=None if progress else True) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = _generate_batch(model, [prompts[i] for i in chosen], sampling, seed)
-            replies.update(zip(chosen, batch))
+            written: list[list[int]] = [[] for _ in chosen]
+            for drawn in _draws(model, [prompts[index] for index in chosen], sampling, seed):
+                for row, token in drawn:
+                    written[row].append(token)
+            for index, ids in zip(chosen, written):
+                stopped = any(token in model.config.eos_ids for token in ids[-1:])
+                replies[index] = Generated(ids[: len(ids) - stopped], stopped)
             bar.update(len(chosen))
     return [replies[index] for index in range(len(prompts))]
+
+
+def stream(model: Transformer, prompt: list[int], sampling: Sampling, seed: int | str = 0) -> Iterator[int]:
+    """What `generate` continues one prompt with, token by token, each as soon as it is drawn; the same ids.
+
+    Raises ValueError where `generate` does.
+    """
+    _check(model, [prompt], sampling)
+    for ((_, token),) in _draws(model, [prompt], sampling, seed):
+        if token not in model.config.eos_ids:
+            yield token
+
+
+def _check(model: Transformer, prompts: list[list[int]], sampling: Sampling) -> None:
+    room = model.config.max_positions - sampling.max_new_tokens
+    if any(not 0 < len(prompt) <= room for prompt in prompts):
+        raise ValueError(f"a prompt must have 1 to {room} tokens, so that {sampling.max_new_tokens} new ones fit")
 
 
 def cache_bytes(model: Transformer, length: int) -> int:
@@ -80,9 +101,10 @@ def cache_bytes(model: Transformer, length: int) -> int:
 
 
 @torch.inference_mode()
-def _generate_batch(
+def _draws(
     model: Transformer, prompts: list[list[int]], sampling: Sampling, seed: int | str
-) -> list[Generated]:
+) -> Iterator[list[tuple[int, int]]]:
+    """Step by step, which prompts (by index) go on with which token; the last of a prompt may be <EOS>."""
     device = model.embed_tokens.weight.device
     longest = max(map(len, prompts))
     steps = sampling.max_new_tokens
@@ -101,30 +123,26 @@ def _generate_batch(
     mask.diagonal(dim1=-2, dim2=-1).zero_()  # else padding would look at nothing, and nothing has no softmax
 
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
-    replies: list[list[int]] = [[] for _ in prompts]
-    stopped = [False] * len(prompts)
     for step in range(steps):
         positions = (columns[cache.length : cache.length + tokens.shape[1]] - padding).clamp(min=0)
         last = torch.arange(1, len(rows) + 1, device=device) * tokens.shape[1] - 1
         hidden = model(tokens, positions, mask, cache, wanted=last)
         drawn = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)
-        for row, token in zip(rows, drawn.tolist()):
-            stopped[row] = token in model.config.eos_ids
-            if not stopped[row]:
-                replies[row].append(token)
-        running = [index for index, row in enumerate(rows) if not stopped[row]]
+        tokens_drawn = drawn.tolist()
+        yield list(zip(rows, tokens_drawn))
+        stopped = [token in model.config.eos_ids for token in tokens_drawn]
+        running = [index for index in range(len(rows)) if not stopped[index]]
         if not running:
-            break
+            return
         if len(running) < len(rows):
             # Rows from the end take the places of those that have stopped: all others need not be moved.
-            order = [index if not stopped[rows[index]] else running.pop() for index in range(len(running))]
+            order = [index if not stopped[index] else running.pop() for index in range(len(running))]
             keep = torch.tensor(order, device=device)
             cache.keep(keep)
             rows = [rows[index] for index in order]
             drawn, noise, padding, hides = drawn[keep], noise[keep], padding[keep], hides[keep]
         tokens = drawn[:, None]
         mask = hides[:, None, None, : cache.length + 1]
-    return [Generated(ids, has_stopped) for ids, has_stopped in zip(replies, stopped)]
 
 
 def _noise(prompt: list[int], steps: int, seed: int | str) -> Tensor:

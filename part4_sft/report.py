@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,15 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
             *(_worst(reply) for reply in evaluation["worst_replies"]),
         ]
     sections += ["## Side by side", *(_example(entry) for entry in evaluation["examples"])]
+    sections.insert(2, _contents(sections))
     with written_whole(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+
+
+def _contents(sections: list[str]) -> str:
+    """Links to all sections, as GitHub names them."""
+    titles = [section.removeprefix("## ") for section in sections if section.startswith("## ")]
+    return "\n".join(f"- [{title}](#{re.sub('[^a-z0-9 -]', '', title.lower()).replace(' ', '-')})" for title in titles)
 
 
 def _in_words(name: str, found: dict[str, Any]) -> str:
@@ -242,7 +250,8 @@ def _worst(reply: dict[str, Any]) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    return " / ".join(text.split("\n")) or "(nothing)"
+    """Somebody's text in a paragraph of Markdown, where none of it means anything but itself."""
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " / ".join(text.split("\n"))) or "(nothing)"
 
 
 def _example(entry: dict[str, Any]) -> str:

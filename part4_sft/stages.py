@@ -17,7 +17,7 @@ import torch
 from part3_pretrain import parallel
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import UserError
-from part3_pretrain.files import check_free, written_whole
+from part3_pretrain.files import check_free, check_writable, written_whole
 from part3_pretrain.model import Transformer
 from part3_pretrain.resuming import TrainingState, digest_of_weights, settings
 from part4_sft import dataset, metrics, report
@@ -33,13 +33,14 @@ from part4_sft.lora import add_lora, check_peft, merge_lora
 from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
 from part4_sft.streaming import TrainingData, beginning, streamed
+from part4_sft.tensorboard import TensorBoard, check_tensorboard
 from part4_sft.training import Step, mean_loss, train
 
 MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"
 HOPELESS = 100.0  # nats a token; guessing among all tokens costs 13 at most
 # Settings; what the files named by some of them hold does decide.
 DECIDE_NOTHING = {"model", "data", "validation_data", "test_data", "out_dir", "checkpoint_dir", "samples_per_context"}
-DECIDE_NOTHING |= {"save_every", "resume"}
+DECIDE_NOTHING |= {"save_every", "resume", "tensorboard"}
 UNSEEN = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 
 
@@ -118,6 +119,8 @@ def fine_tune(
     state = state or TrainingState()
     state.attach(by_epoch=by_epoch)
     seconds: dict[str, float] = {}
+    writes = config.tensorboard and parallel.rank() == 0
+    board = TensorBoard(config.tensorboard, config.learning_rate) if writes else None
 
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
@@ -134,6 +137,8 @@ def fine_tune(
                     **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
                 }
             )
+            if board:
+                board.epoch(by_epoch[-1])
 
     with timed("fine_tuning", timing):
         if not by_epoch:
@@ -141,7 +146,7 @@ def fine_tune(
         lora = add_lora(model, config.lora_rank) if config.lora_rank else None
         model.gradient_checkpointing = config.gradient_checkpointing
         trained = torch.compile(model) if config.compile else model
-        steps = train(trained, examples, config, after_epoch=validate, state=state)
+        steps = train(trained, examples, config, validate, state, board.step if board else None)
         if lora:
             merge_lora(lora)
     timing["validation"] = round(sum(seconds.values()), 2)
@@ -255,6 +260,9 @@ def check_options(config: SFTConfig) -> None:
             raise UserError(f"--shard does not go together with {option}; choose one of them")
     if config.lora_rank:
         check_peft()
+    if config.tensorboard:
+        check_tensorboard()
+        check_writable(config.tensorboard)
 
 
 def check_files(config: SFTConfig) -> None:

@@ -63,6 +63,7 @@ def train(
     config: SFTConfig,
     after_epoch: Callable[[int, float], None],
     state: TrainingState | None = None,
+    after_step: Callable[[int, Step], None] | None = None,
 ) -> list[Step]:
     """Fine-tunes the model in place: all of its parameters that require gradients.
 
@@ -72,6 +73,7 @@ def train(
         examples: every one of these gives gradients; choosing them is up to the caller.
         after_epoch: called with the epoch's number, from 1, and its mean training loss per response token.
         state: where the training is kept, and goes on from if it holds one that was interrupted.
+        after_step: called with the step's number, from 1, and what it saw.
 
     Returns:
         What every optimizer step saw.
@@ -118,6 +120,8 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
                 history.append((step_loss, gradient_norm, step_tokens))
+                if after_step:
+                    after_step(len(history), Step(*history[-1]))
                 bar.set_postfix(epoch=epoch + 1, loss=f"{step_loss:.3f}")
                 bar.update()
                 if len(history) % steps_per_epoch:  # an epoch's last step is saved with its validation

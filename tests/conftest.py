@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import select
+import struct
+import subprocess
 import sys
+import termios
+import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; commands started by tests inherit it
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+import pyte
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -39,6 +47,77 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return status, *capsys.readouterr()
 
     return call
+
+
+class Terminal:
+    """A command in a pseudo-terminal of 80 columns and 24 lines, and what a person would see on it."""
+
+    def __init__(self, module: str, *arguments: object, **environment: str) -> None:
+        self.screen = pyte.Screen(80, 24)
+        self.stream = pyte.ByteStream(self.screen)
+        self.sent = b""  # by the command
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        settings = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+        settings |= {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[1])} | environment
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=settings, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+        )  # fmt: skip
+        os.close(slave)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display)
+
+    @property
+    def last_words(self) -> str:
+        """What was printed once the full screen had been left."""
+        return self.sent.decode().rpartition("\x1b[?1049l")[2].replace("\r\n", "\n")
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Returns once the screen shows this."""
+        end = time.monotonic() + seconds
+        while text not in self.text:
+            assert self._read(end), f"{text!r} was awaited; the screen shows:\n{self.text}"
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def end(self, seconds: float = 60) -> int:
+        """The exit status, once the command has ended."""
+        while self._read(time.monotonic() + seconds):
+            pass
+        return self.process.wait(seconds)
+
+    def _read(self, end: float) -> bool:
+        """Takes in what the command has written; False where it has ended, or does not write before `end`."""
+        if not select.select([self.master], [], [], max(0, end - time.monotonic()))[0]:
+            return False
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # so Linux says that the other side is closed
+            return False
+        self.sent += data
+        self.stream.feed(data)
+        return bool(data)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Starts commands in pseudo-terminals, and ends those that still run after the test."""
+    started: list[Terminal] = []
+
+    def start(module: str, *arguments: object, **environment: str) -> Terminal:
+        started.append(Terminal(module, *arguments, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+        os.close(one.master)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from part3_pretrain.model import ModelConfig, Transformer
-from part4_sft.generation import Generated, Sampling, generate, sample
+from part4_sft.generation import Generated, Sampling, generate, sample, stream
 
 PAD, EOS, VOCAB, POSITIONS = 0, 1, 24, 64
 
@@ -61,6 +61,15 @@ def test_a_reply_does_not_depend_on_batch_size_or_neighbours(model: Transformer,
     for batch_size in (3, 7, 100):
         assert replies(model, asked, sampling, batch_size=batch_size) == alone
     assert replies(model, asked[::-1], sampling, batch_size=3) == alone[::-1]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0, max_new_tokens=20), Sampling(1.5, 12, 0.95, 20)])
+def test_streamed_token_by_token_a_reply_is_the_same(model: Transformer, sampling: Sampling) -> None:
+    asked = prompts(*LENGTHS)
+    wanted = [reply.ids for reply in replies(model, asked, sampling)]
+    assert [list(stream(model, prompt, sampling)) for prompt in asked] == wanted
+    with pytest.raises(ValueError, match="a prompt must have"):
+        next(stream(model, [], sampling))
 
 
 def test_a_neighbour_that_needs_every_position_does_not_shorten_a_reply(model: Transformer) -> None:

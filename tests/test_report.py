@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,21 @@ def test_the_report_says_so_if_a_look_up_does_as_well(evaluation: dict[str, Any]
 def test_the_report_shows_eight_examples_of_all_three_texts(written: str) -> None:
     for number in range(8):
         assert f"My desk number {number} is late." in written
-    assert written.count("I am sorry | really.") == 8 and written.count("I am very sorry.") == 8
+    assert written.count(r"I am sorry \| really.") == 8 and written.count("I am very sorry.") == 8
+
+
+def test_the_contents_link_to_every_section(written: str) -> None:
+    headings = re.findall("^## (.+)$", written, flags=re.MULTILINE)
+    links = re.findall(r"^- \[(.+)\]\(#(.+)\)$", written, flags=re.MULTILINE)
+    assert [title for title, _ in links] == headings and len(headings) > 8
+    assert ("Is the difference real?", "is-the-difference-real") in links
+
+
+def test_what_a_model_writes_means_nothing_in_markdown(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    evaluation["examples"][0]["sft"] = "<b>*now*</b>\n# [x](y) `z`"
+    save_report(tmp_path / "report.md", evaluation)
+    shown = r"- **SFT**: \<b\>\*now\*\</b\> / \# \[x\](y) \`z\`"
+    assert shown in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_a_report_on_other_contexts_does_without_the_rubric(evaluation: dict[str, Any], tmp_path: Path) -> None:
