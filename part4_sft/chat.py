@@ -95,7 +95,7 @@ def messages(config: ChatConfig) -> Iterator[str]:
 
         with suppress(OSError):
             readline.read_history_file(HISTORY.expanduser())
-        print(styled("Say what a customer wants, such as: The tiered planter has a crack (order 48213).", DIM))
+        print(styled("What does a customer want? For example: The tiered planter has a large crack.", DIM))
         try:
             with suppress(EOFError):
                 while True:
