@@ -77,10 +77,12 @@ class Terminal:
         return self.sent.decode().rpartition("\x1b[?1049l")[2].replace("\r\n", "\n")
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Returns once the screen shows this."""
+        """Returns once the screen shows this, and nothing has been added for a moment."""
         end = time.monotonic() + seconds
         while text not in self.text:
             assert self._read(end), f"{text!r} was awaited; the screen shows:\n{self.text}"
+        while self._read(time.monotonic() + 0.05):
+            pass
 
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())
