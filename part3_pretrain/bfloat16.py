@@ -27,7 +27,7 @@ def bfloat16_products(model: nn.Module) -> Iterator[None]:
     """Inside of this, the linear layers of the model multiply in bfloat16, forward and backward."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     for layer in layers:
-        layer.forward = lambda x, layer=layer: _Product.apply(x, layer.weight)
+        layer.forward = lambda x, layer=layer: _Product.apply(x, layer.weight)  # type: ignore[method-assign, misc]
     try:
         yield
     finally:

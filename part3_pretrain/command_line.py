@@ -82,8 +82,8 @@ def option(
     )
 
 
-ABOVE_ZERO = {"wanted": "above 0", "is_good": lambda value: 0 < value < float("inf")}  # for `option`
-SEED = {"wanted": "0 to 2^63 - 1", "is_good": lambda seed: 0 <= seed < 2**63}  # for `option`
+ABOVE_ZERO: dict[str, Any] = {"wanted": "above 0", "is_good": lambda value: 0 < value < float("inf")}  # for `option`
+SEED: dict[str, Any] = {"wanted": "0 to 2^63 - 1", "is_good": lambda seed: 0 <= seed < 2**63}  # for `option`
 
 
 def at_least(minimum: int) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def parse(
 class OneLineParser(argparse.ArgumentParser):
     """Tells of a mistake in one line."""
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         for argument in sys.argv[1:] if args is None else args:
             if re.search(r"[\ud800-\udfff]", argument):  # it could not be written to any file
                 self.error(f"{argument!a} is not UTF-8 text")
@@ -134,4 +134,4 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2)
 
 
-PATH = {"type": Path, "metavar": "PATH"}  # for `option`
+PATH: dict[str, Any] = {"type": Path, "metavar": "PATH"}  # for `option`

@@ -36,7 +36,7 @@ RESTATED, IDEAL, CONTINUED = 0.3, 0.21, 0.1  # shares of the conversations
 def draw_conversation(rng: Random) -> str:
     """One document, such as "Customer: ...\nAgent: ...\nCustomer: ...\nAgent: ..."."""
     scenario = retail.draw_scenario(rng, held_out=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
-    (kind,) = rng.choices(list(KINDS), KINDS.values())
+    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
     if kind == "unanswered":
         return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
     can_be_mistyped = retail.in_catalogue(scenario.item)  # what is spelled wrong has to be spelled somehow
@@ -65,7 +65,7 @@ def draw_conversation(rng: Random) -> str:
 def tokenize(texts: list[str], tokenizer: Tokenizer, block_size: int) -> list[Tensor]:
     """Documents as rows of ids, each ended by <EOS>; a document longer than `block_size` is cut into several rows."""
     eos = tokenizer.token_to_id(EOS)
-    rows = []
+    rows: list[Tensor] = []
     for encoding in tokenizer.encode_batch_fast(texts):
         pieces = torch.tensor([*encoding.ids, eos]).split(block_size)
         rows.extend(piece for piece in pieces if len(piece) > 1)  # a lone <EOS> has nothing to predict

@@ -38,7 +38,8 @@ SIZES = {  # of config.json, by the names of `ModelConfig`
     "num_heads": "num_attention_heads",
     "max_positions": "max_position_embeddings",
 }
-ONLY = {  # options of config.json that change what a model computes, and the values that are computed here
+# Options of config.json that change what a model computes, and the values that are computed here.
+ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -103,7 +104,7 @@ def model_config(settings: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
             raise ValueError(
                 f"config.json asks for {option} = {json.dumps(config[option])[:60]}, which is not supported"
             )
-    sizes = {ours: _whole_number(config, theirs) for ours, theirs in SIZES.items()}
+    sizes: dict[str, Any] = {ours: _whole_number(config, theirs) for ours, theirs in SIZES.items()}
     _check_attention_is_full(config, family, sizes["max_positions"])
     num_heads = sizes["num_heads"]
     if config.get("num_key_value_heads") is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class ModelConfig:
     num_layers: int = 3
     num_heads: int = 4
     num_kv_heads: int = 4
-    head_dim: int | None = None  # by default hidden_size / num_heads
+    head_dim: int = None  # type: ignore[assignment]  # by default hidden_size / num_heads
     max_positions: int = 512
     rope_theta: float = 10_000.0
     rope_scaling: dict[str, float] | None = None  # the numbers of Llama 3.1's scaling, see `rotary_frequencies`
@@ -54,10 +55,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.num_layers)
-        sizes += (self.num_heads, self.num_kv_heads, self.head_dim, self.max_positions)
+        sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_layers]
+        sizes += [self.num_heads, self.num_kv_heads, self.head_dim, self.max_positions]
         if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError(f"its sizes must be whole numbers above 0, not {sizes}")
+            raise ValueError(f"its sizes must be whole numbers above 0, not {tuple(sizes)}")
         if max(self.num_layers, self.head_dim) > LARGEST:
             raise ValueError(f"{self.num_layers} layers with heads of {self.head_dim}: at most {LARGEST} can be used")
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
@@ -171,6 +172,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A causal language model: token ids in, logits over the next token out."""
 
+    layers: Any  # of type Block each, which torch cannot say
+    frequencies: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -278,15 +282,16 @@ def attention(mask: Tensor | None, lengths: list[int] | None, like: Tensor) -> A
 
 def _attend_within_texts(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
     texts = zip(*(x.split(lengths, dim=2) for x in (queries, keys, values)))
-    return torch.cat([F.scaled_dot_product_attention(*text, is_causal=True) for text in texts], dim=2)
+    return torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in texts], dim=2)
 
 
 def _attend_within_texts_by_flash(queries: Tensor, keys: Tensor, values: Tensor, ends: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer
 
-    flat = (x[0].transpose(0, 1) for x in (queries, keys, values))
-    mixed = varlen_attn(*flat, ends, ends, longest, longest, window_size=(-1, 0))  # no token after a text's own
-    return mixed.transpose(0, 1)[None]
+    queries, keys, values = (x[0].transpose(0, 1) for x in (queries, keys, values))
+    window = (-1, 0)  # no token after a text's own
+    mixed = varlen_attn(queries, keys, values, ends, ends, longest, longest, window_size=window)
+    return mixed.transpose(0, 1)[None]  # type: ignore[union-attr]  # more than one tensor only where that is asked for
 
 
 def only(x: Tensor, wanted: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -82,8 +82,8 @@ def _silence() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- values
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of what all have: every `count()`-th of the items (or of a tensor's rows)."""
+def share(items: Any) -> Any:
+    """This process's part of what all have: every `count()`-th item of a sequence, or row of a tensor."""
     return items[rank() :: count()]
 
 

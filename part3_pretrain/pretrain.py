@@ -141,7 +141,7 @@ def pretrain(
 
     rows = corpus.tokenize(texts, tokenizer, LONGEST_ROW)
     steps = [(batch, True) for batch in corpus.batches(rows, config.tokens_per_batch, rng)]
-    digits = [tokenizer.token_to_id(digit) for digit in "0123456789"]
+    digits = [tokenizer.get_vocab()[digit] for digit in "0123456789"]
     for _ in range(round(COPY_SHARE * len(steps))):
         steps.append((corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng), False))
     rng.shuffle(steps)

@@ -61,7 +61,7 @@ class TrainingState:
         resume = resume or restarts() > 0
         if resume and self.store.exists():
             self.saved = self.store.read()
-            self._check_run()
+            self._check_run(self.store.path)
         elif resume:
             print(f"nothing to resume: there is no {self.store.path}; starting from the beginning")
         elif self.store.exists():
@@ -81,7 +81,7 @@ class TrainingState:
                 parts[name][:] = self.saved[name]
             else:
                 parts[name].load_state_dict(self.saved[name])
-        if self.saved and "model" in parts:
+        if self.store and self.saved and "model" in parts:
             self.store.restore_tensors(parts["model"], parts["optimizer"])
 
     def step_done(self) -> None:
@@ -139,13 +139,13 @@ class TrainingState:
         if isinstance(error, KeyboardInterrupt) and self.store.exists():
             raise type(error)(f"{self.store.path} holds the state; the same command with --resume goes on") from error
 
-    def _check_run(self) -> None:
+    def _check_run(self, path: Path) -> None:
         before = self.saved.pop("run")
         for name in sorted(before.keys() | self.run.keys()):
             was, is_now = before.get(name), self.run.get(name)
             if was != is_now:
                 advice = "go on with what it was, or start anew without --resume"
-                raise UserError(f"{self.store.path} cannot be resumed: {name} was {was} and is {is_now}; {advice}")
+                raise UserError(f"{path} cannot be resumed: {name} was {was} and is {is_now}; {advice}")
 
 
 class StateFile:
@@ -208,5 +208,5 @@ def digest_of_weights(model: nn.Module) -> str:
     """A checksum of all weights."""
     found = 0
     for parameter in model.parameters():
-        found = zlib.crc32(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
+        found = zlib.crc32(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, found)
     return f"{found:08x}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 from zlib import crc32
 
 WORLD = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
@@ -172,7 +173,7 @@ def held_out_wording(wording: str) -> bool:
     return crc32(wording.encode()) % 4 == 0
 
 
-def _draw_wording(frame: dict, phrases: list[str], rng: Random, held_out: bool) -> str:
+def _draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, held_out: bool) -> str:
     """A sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
     while True:
         pattern, extra = rng.choice(frame["patterns"]), rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
@@ -228,7 +229,7 @@ def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = Fa
 def _with_a_typo(word: str, rng: Random) -> str:
     """A letter is swapped with the next one, dropped or doubled."""
     place = rng.randrange(len(word) - 1)
-    left, right = word[place : place + 2]
+    left, right = word[place], word[place + 1]
     return word[:place] + rng.choice([right + left, right, left + left + right]) + word[place + 2 :]
 
 

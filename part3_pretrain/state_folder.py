@@ -75,7 +75,9 @@ class StateFolder:
             check_writable(folder)
             (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
         dist.barrier(self.group)
-        self.writing = dcp.async_save(_tensors(model, optimizer), checkpoint_id=folder, process_group=self.group)
+        self.writing = dcp.async_save(  # type: ignore[assignment]
+            _tensors(model, optimizer), checkpoint_id=folder, process_group=self.group
+        )
 
     def finish(self) -> None:
         """Waits for what is being written, and removes what it replaces. Raises UserError where it cannot be."""

@@ -163,7 +163,7 @@ class Reply:
 def rating_of(reply: Reply) -> Rating | None:
     """What the rubric says of a reply; None where its context is not of the retail world."""
     scenario = recognise(reply.context)
-    return scenario and rate(scenario, reply.text)
+    return rate(scenario, reply.text) if scenario else None
 
 
 def in_words(rating: Rating | None) -> str:

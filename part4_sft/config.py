@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option, parse
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
 # Beyond these bounds, probabilities in float32 become 0 all or NaN.
-PROBABILITY = {"wanted": "0.001 to 1", "is_good": lambda value: 0.001 <= value <= 1}
-TEMPERATURE = {"wanted": "0, or 0.001 to 1000", "is_good": lambda value: value == 0 or 0.001 <= value <= 1000}
+PROBABILITY: dict[str, Any] = {"wanted": "0.001 to 1", "is_good": lambda value: 0.001 <= value <= 1}
+TEMPERATURE: dict[str, Any] = {
+    "wanted": "0, or 0.001 to 1000",
+    "is_good": lambda value: value == 0 or 0.001 <= value <= 1000,
+}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Examples(Sequence[Example]):
         examples = cls(())
         for name, kind in (("ids", "i"), ("ends", "q"), ("prompt_lengths", "i")):
             with (folder / name).open("rb") as file:
-                setattr(examples, name, memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind))
+                setattr(examples, name, memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind))  # type: ignore[call-overload]
         if len(examples.ends) != len(examples) + 1 or examples.ends[-1] != len(examples.ids):
             raise ValueError("the sizes of its files do not fit together")
         return examples

@@ -48,8 +48,8 @@ class BFloat16Adam(torch.optim.Optimizer):
                     state["square"] = torch.zeros_like(parameter, dtype=self.moments_dtype)
                 state["step"] += 1
                 tensors = (parameter, parameter.grad, state["mean"], state["square"])
-                for parts in zip(*(tensor.view(-1).split(AT_ONCE) for tensor in tensors)):
-                    _update(*parts, state["step"], group["lr"], group["betas"], group["eps"])
+                for weight, gradient, mean, square in zip(*(tensor.view(-1).split(AT_ONCE) for tensor in tensors)):
+                    _update(weight, gradient, mean, square, state["step"], group["lr"], group["betas"], group["eps"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave, the moments in their own number format and not that of the weights."""

@@ -95,7 +95,7 @@ def chosen(pairs: list[Pair], config: SFTConfig) -> list[Pair]:
 
 def training_data(config: SFTConfig, data: dict[str, list[Pair]], encoder: PairEncoder) -> TrainingData:
     """The pairs that give gradients, as examples."""
-    if config.stream:
+    if config.stream and config.data:
         return streamed(config.data, encoder, config.train_on, config.out_dir)
     pairs = data["sft_dataset"]
     return TrainingData(encoder.examples(chosen(pairs, config)), len(pairs), _digest(pairs))
@@ -119,8 +119,8 @@ def fine_tune(
     state = state or TrainingState()
     state.attach(by_epoch=by_epoch)
     seconds: dict[str, float] = {}
-    writes = config.tensorboard and parallel.rank() == 0
-    board = TensorBoard(config.tensorboard, config.learning_rate) if writes else None
+    is_first = parallel.rank() == 0
+    board = TensorBoard(config.tensorboard, config.learning_rate) if config.tensorboard and is_first else None
 
     def validate(epoch: int, train_loss: float | None) -> None:
         with timed(f"epoch {epoch}", seconds):
@@ -145,7 +145,7 @@ def fine_tune(
             validate(0, None)
         lora = add_lora(model, config.lora_rank) if config.lora_rank else None
         model.gradient_checkpointing = config.gradient_checkpointing
-        trained = torch.compile(model) if config.compile else model
+        trained: Any = torch.compile(model) if config.compile else model
         steps = train(trained, examples, config, validate, state, board.step if board else None)
         if lora:
             merge_lora(lora)

@@ -145,7 +145,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: SFTConfig) -> torch.o
 def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int = 50) -> float:
     """Cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
     device = model.embed_tokens.weight.device
-    summed, tokens = 0.0, 0
+    summed = tokens = 0.0
     own = parallel.share(examples)
     for start in range(0, len(own), batch_size):
         inputs, targets, lengths = collate(own[start : start + batch_size])

@@ -141,7 +141,8 @@ def learn(model: Transformer, encoder: PairEncoder, pairs: list[Pair], settings:
     blocks = {f"layers.{number}": block for number, block in enumerate(model.layers)}
     parts = {"embed_tokens": model.embed_tokens, **blocks, "norm": model.norm, "lm_head": model.lm_head}
     for name, part in {**parts, "the whole model": model}.items():
-        gradient_norm = nn.utils.get_total_norm([parameter.grad for parameter in part.parameters()])
+        gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)
         fact(f"norm of the gradient of {name}", f"{gradient_norm:.4f}")
 
     heading("7. One step of Adam")
@@ -179,7 +180,7 @@ def answer(path: Path, pair: Pair, settings: SFTConfig) -> None:
     (text,) = encoder.texts([reply.ids])
     scenario = retail.recognise(pair.context)
     paragraph(f"reply, {len(drawn)} tokens: {text}")
-    paragraph(in_words(scenario and retail.rate(scenario, text)))
+    paragraph(in_words(retail.rate(scenario, text) if scenario else None))
 
 
 # ---------------------------------------------------------------------------------------------------- printing

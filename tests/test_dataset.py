@@ -87,6 +87,7 @@ def _combinations(scenarios: Iterable[retail.Scenario]) -> set[tuple[str, str]]:
     return {(intent.name, scenario.item) for scenario in scenarios for intent in scenario.intents}
 
 
+@pytest.mark.slow
 def test_unseen_wordings_are_new_patterns_of_known_phrases(
     made: dict[str, list[Pair]], scenarios: dict[str, list[retail.Scenario]]
 ) -> None:

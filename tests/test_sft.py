@@ -222,6 +222,7 @@ def command(run_main: Command) -> Command:
     return partial(run_main, sft.main)
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_weights_and_replies(run: Run, command: Command, tmp_path: Path) -> None:
     assert command(*run.options, *in_folder(tmp_path))[0] == 0
     paths = (run.checkpoint, tmp_path / "checkpoints" / "sft_model.pt")
@@ -278,6 +279,7 @@ def test_pairs_of_the_retail_world_are_held_out_only_where_that_is_asked_for(
     assert "rating" in evaluation["sft"] and "unseen_wording" not in evaluation
 
 
+@pytest.mark.slow
 def test_a_test_context_that_is_trained_on_is_told(
     command: Command, tiny_checkpoint: Path, made: dict[str, list[Pair]], tmp_path: Path
 ) -> None:

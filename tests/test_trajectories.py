@@ -73,6 +73,7 @@ def test_a_batch_of_8_is_its_parts_accumulated(parts: int, trajectory: Callable[
         assert_close(trajectory(*FAST, "--batch-size", "4")[:10], whole, 1e-5)
 
 
+@pytest.mark.slow
 def test_one_thread_is_two(trajectory: Callable[..., Trajectory]) -> None:
     threads = torch.get_num_threads()
     found = []
