@@ -15,11 +15,9 @@ import csv
 import io
 import json
 import re
-from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from string import whitespace
 from typing import Any
 
 from part3_pretrain.command_line import UserError
@@ -72,18 +70,18 @@ def relabel(path: Path, label: Callable[[Pair], int | None]) -> None:
     Raises:
         UserError: the file cannot be read or written, or an entry is not a pair.
     """
-    entries = _entries(path)
+    entries, before = _entries(path), path.read_text(encoding="utf-8-sig")
     for entry, pair in zip(entries, load_pairs(path)):
         found = label(pair)
         entry["high_quality"] = entry.get("high_quality", 0) if found is None else found
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".csv":
-            writer = csv.DictWriter(file, entries[0].keys(), lineterminator="\n")
+            writer = csv.DictWriter(file, entries[0].keys(), delimiter=_delimiter(before), lineterminator="\n")
             writer.writeheader()
             writer.writerows(entries)
         else:
             lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-            is_array = path.read_bytes().lstrip(BOM_UTF8 + whitespace.encode()).startswith(b"[")
+            is_array = before.lstrip().startswith("[")
             file.write("[\n" + ",\n".join(lines) + "\n]\n" if is_array else "\n".join(lines) + "\n")
 
 
@@ -149,11 +147,17 @@ def _json(document: str, line: int, path: Path) -> Any:
         raise UserError(f"{path}: what begins in line {line} {fault}, so it cannot be pairs") from error
 
 
+def _delimiter(text: str) -> str:
+    """What stands between the cells: semicolons, where spreadsheets keep the comma for decimals."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return ";" if ";" in header and "," not in header else ","
+
+
 def _csv_entries(text: str, path: Path) -> list[Any]:
     if "\0" in text:
         raise UserError(f"{path} holds a NUL character, so it is not CSV; save it as CSV in UTF-8")
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than the usual 128 KiB
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         header, *rows = [row for row in reader if row] or [[]]
     except csv.Error as error:

@@ -148,7 +148,7 @@ BAD_CSV = [
     (GOOD_CSV + "\r\na,b,1,\n", "pair 2: has 4 cells, and the header has 3"),
     ("context,response,response\na,b,c\n", 'the header is "context", "response", "response"'),
     ("context,response,\na,b,c\n", 'the header is "context", "response", ""'),
-    ("context;response\na;b\n", 'pair 1: the key "context" is missing; it has "context;response"; '),
+    ("context\tresponse\na\tb\n", 'pair 1: the key "context" is missing; it has "context\\tresponse"; '),
     ("text\na\n", 'split "text" into'),
     ("messages\na\n", "in a JSON or JSONL file"),
     (GOOD_CSV + "a,b,yes\n", 'pair 2: "high_quality" must be 0 or 1, not "yes"'),

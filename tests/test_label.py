@@ -198,6 +198,11 @@ def test_a_file_keeps_its_layout_and_all_else(terminal: Start, tmp_path: Path) -
     assert [row["high_quality"] for row in rows] == ["0", "1"]
     assert (rows[0]["input"], rows[1]["output"]) == ('more, "quoted"', "two\nlines")
 
+    semicolons = tmp_path / "semicolons.csv"
+    semicolons.write_text('context;response\nquestion 0;"yes, but; well"\nquestion 1;no\n')
+    session(terminal, semicolons, "5q")
+    assert semicolons.read_text() == ('context;response;high_quality\nquestion 0;"yes, but; well";1\nquestion 1;no;0\n')
+
     array = tmp_path / "array.json"
     array.write_text("\ufeff" + json.dumps(entries(2)))
     session(terminal, array, "5q")
