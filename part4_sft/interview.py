@@ -195,14 +195,14 @@ def _draw(item: Item | None, keys: dict[str, str], given: str | None, title: str
     answers = "  ".join(f"{key} {word}" for key, word in keys.items()) if item else ""
     moves = "  ".join(f"{key} {word}" for key, word in MOVES.items() if key not in keys)
     foot = [*wrapped(answers, columns - 1), *wrapped(moves, columns - 1), *wrapped(status, columns - 1)]
-    room = max(1, lines - len(foot) - 3)
+    room = max(1, lines - len(foot) - 4)
     pages = [body[start : start + room] for start in range(0, len(body), room)]
     shown = pages[page % len(pages)]
     note = f"(you said {given})" if given else ""
     if len(pages) > 1:
         note += f" page {page % len(pages) + 1} of {len(pages)}, space for the next"
     blank = [""] * (room - len(shown))
-    show([styled(f"{title} {note}"[: columns - 1], DIM), "", *shown, *blank, *foot])
+    show([styled(f"{title} {note}"[: columns - 1], DIM), "", *shown, *blank, "", *foot])
 
 
 def _pace(times: list[float], remaining: int) -> str:

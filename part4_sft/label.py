@@ -89,7 +89,7 @@ def weighted_kappa(first: list[int], second: list[int]) -> float | None:
 
 def agreement(first: Ratings, second: Ratings) -> tuple[float | None, list[str]]:
     """The weighted kappa over what both have rated, and the ids of it, those most disagreed on first."""
-    both = sorted(first.keys() & second.keys(), key=lambda id: -abs(first[id] - second[id]))
+    both = sorted(filter(second.__contains__, first), key=lambda id: -abs(first[id] - second[id]))
     return weighted_kappa([first[id] for id in both], [second[id] for id in both]) if both else None, both
 
 
@@ -107,7 +107,7 @@ def summary(path: Path, items: list[Item], rated: dict[str, Ratings]) -> str:
         for id in both[:SHOWN]:
             if rated[first][id] != rated[second][id]:
                 lines.append(f"\n  {first} {rated[first][id]}, {second} {rated[second][id]}")
-                lines += [f"  {heading}: {text}" for heading, text in by_id[id].parts]
+                lines += [f"  {heading}: {' '.join(text.split())}" for heading, text in by_id[id].parts]
     return "\n".join(lines)
 
 

@@ -233,19 +233,19 @@ def test_made_pairs_can_be_labelled(terminal: Start, tmp_path: Path, made: dict[
 
 
 def test_it_tells_how_well_two_agree(terminal: Start, run_main: Command, path: Path) -> None:
-    session(terminal, path, "55213q")
-    session(terminal, path, "54511q", annotator="ben")
+    session(terminal, path, "552131q")
+    session(terminal, path, "545113q", annotator="ben")
     status, printed, _ = run_main(label.main, path, "--report")
-    ratings = {"anna": [5, 5, 2, 1, 3], "ben": [5, 4, 5, 1, 1]}
+    ratings = {"anna": [5, 5, 2, 1, 3, 1], "ben": [5, 4, 5, 1, 1, 3]}
     task = AnnotationTask(
         [(name, item, rating) for name, found in ratings.items() for item, rating in enumerate(found)],
         distance=lambda a, b: (a - b) ** 2,
     )
     assert status == 0
-    assert f"anna and ben have both rated 5, 2 alike; weighted kappa {task.weighted_kappa():.2f}" in printed
-    places = [printed.index(text) for text in ("anna 2, ben 5", "anna 3, ben 1", "anna 5, ben 4")]
+    assert f"anna and ben have both rated 6, 2 alike; weighted kappa {task.weighted_kappa():.2f}" in printed
+    places = [printed.index(text) for text in ("anna 2, ben 5", "anna 3, ben 1", "anna 1, ben 3", "anna 5, ben 4")]
     assert places == sorted(places) and printed.index("question 2") > places[0]
-    assert qualities(path) == [1, 1, 0, 0, 0, 0]  # the mean of both decides: 5, 4.5, 3.5, 1, 2
+    assert qualities(path) == [1, 1, 0, 0, 0, 0]  # the mean of both decides: 5, 4.5, 3.5, 1, 2, 2
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=30))
