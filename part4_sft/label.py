@@ -89,7 +89,7 @@ def weighted_kappa(first: list[int], second: list[int]) -> float | None:
 
 def agreement(first: Ratings, second: Ratings) -> tuple[float | None, list[str]]:
     """The weighted kappa over what both have rated, and the ids of it, those most disagreed on first."""
-    both = sorted(filter(second.__contains__, first), key=lambda id: -abs(first[id] - second[id]))
+    both = sorted((id for id in first if id in second), key=lambda id: -abs(first[id] - second[id]))
     return weighted_kappa([first[id] for id in both], [second[id] for id in both]) if both else None, both
 
 
