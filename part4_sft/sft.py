@@ -52,6 +52,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     timing: dict[str, float] = {}
     device = stages.choose_device(config.device)
     stages.check_options(config)
+    stages.tell_if_slow(config.dtype, device)
     check_writable(config.out_dir, config.checkpoint_dir)
     stages.check_files(config)
     torch.manual_seed(config.seed)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from part3_pretrain import parallel
+from part3_pretrain.bfloat16 import multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import UserError
 from part3_pretrain.files import check_free, check_writable, written_whole
@@ -290,6 +291,13 @@ def choose_device(name: str) -> torch.device:
     if name != "cpu" and 0 < found < needed:
         raise UserError(f"{needed} processes cannot share {found} GPUs; start one for each, or use --device cpu")
     return torch.device("cuda" if name != "cpu" and found else "cpu")
+
+
+def tell_if_slow(dtype: str, device: torch.device) -> None:
+    """Says that this processor computes in bfloat16 by way of something else."""
+    if dtype == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16():
+        note = "this processor has no instructions for bfloat16, so --dtype bfloat16 saves memory but takes far longer"
+        print(f"note: {note} than float32", file=sys.stderr)
 
 
 @contextmanager

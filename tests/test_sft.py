@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.huggingface import write_folder
 from part3_pretrain.model import Transformer
-from part4_sft import sft
+from part4_sft import sft, stages
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
@@ -348,3 +348,13 @@ def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
     assert Path("a file").read_text() == "precious"
     for folder in (Path("outputs"), Path("checkpoints")):
         assert not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bfloat16_that_is_slow_here_is_told(
+    has_instructions: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "multiplies_bfloat16", lambda: has_instructions)
+    for dtype, device in (("bfloat16", "cpu"), ("float32", "cpu"), ("bfloat16", "cuda")):
+        stages.tell_if_slow(dtype, torch.device(device))
+    assert capsys.readouterr().err.count("note: ") == (not has_instructions)
