@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
+def _interactive() -> None:
+    """Lets Ctrl-C reach this process, though the tests may have been started in the background."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Terminal:
     """A command in a pseudo-terminal of 80 columns and 24 lines, and what a person would see on it."""
 
@@ -62,9 +69,14 @@ class Terminal:
         settings = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
         settings |= {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[1])} | environment
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=settings, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
-        )  # fmt: skip
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=settings,
+            start_new_session=True,
+            preexec_fn=_interactive,
+        )
         os.close(slave)
 
     @property
