@@ -98,23 +98,20 @@ def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def slow(*values: object) -> object:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 # ---------------------------------------------------------------------------------------------------- the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "more"),
     [
         (2, []),
-        slow(4, []),
-        slow(1, ["--shard"]),
-        slow(2, ["--shard"]),
-        slow(4, ["--shard"]),
-        slow(2, ["--gradient-accumulation-steps", "3"]),
-        slow(4, ["--gradient-accumulation-steps", "3", "--shard"]),
+        (4, []),
+        (1, ["--shard"]),
+        (2, ["--shard"]),
+        (4, ["--shard"]),
+        (2, ["--gradient-accumulation-steps", "3"]),
+        (4, ["--gradient-accumulation-steps", "3", "--shard"]),
     ],
 )
 def test_more_processes_learn_the_same(
@@ -164,8 +161,9 @@ def at_step(wanted: int, number: int, victim: int = 0) -> Callable[[int], None]:
     return lambda rank: register_optimizer_step_post_hook(count) if rank == victim else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after", "more"), [slow(4, 2, []), slow(2, 4, []), slow(4, 2, ["--shard"]), slow(1, 3, ["--shard"])]
+    ("before", "after", "more"), [(4, 2, []), (2, 4, []), (4, 2, ["--shard"]), (1, 3, ["--shard"])]
 )
 def test_a_training_that_is_killed_goes_on_in_another_number_of_processes(
     before: int, after: int, more: list[str], options: list[str], straight: Path, tmp_path: Path

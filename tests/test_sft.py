@@ -247,7 +247,8 @@ def test_anybodys_pairs_and_a_hugging_face_model(
     given += ["--epochs", "1", "--prompt-template", r"Q: {context}\nA:", "--dtype", "bfloat16", "--lora-rank", "2"]
     given += ["--gradient-checkpointing", "--gradient-accumulation-steps", "2"]
     status, printed, complained = command(*given, *in_folder(tmp_path))
-    assert (status, complained) == (0, "")
+    slow = complained.startswith("note: this processor has no instructions for bfloat16")
+    assert status == 0 and complained.count("\n") == slow
 
     out = tmp_path / "outputs"
     sets = {name: load_pairs(out / f"{name}.json") for name in ("sft_dataset", "sft_test", "sft_validation")}

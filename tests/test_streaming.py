@@ -26,10 +26,6 @@ def lines(pairs: list[Pair]) -> list[str]:
     ]
 
 
-def slow(*values: object) -> object:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.fixture
 def file(made: dict[str, list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """More pairs than fit into one chunk, in lines that end in several ways."""
@@ -42,7 +38,8 @@ def file(made: dict[str, list[Pair]], tmp_path: Path, monkeypatch: pytest.Monkey
     return path
 
 
-@pytest.mark.parametrize("train_on", ["high", slow("all")])
+@pytest.mark.slow
+@pytest.mark.parametrize("train_on", ["high", "all"])
 def test_a_stream_gives_the_same_examples(train_on: str, file: Path, encoder: PairEncoder, tmp_path: Path) -> None:
     pairs = [pair for pair in load_pairs(file) if pair.high_quality or train_on == "all"]
     found = streamed(file, encoder, train_on, tmp_path)
@@ -70,14 +67,15 @@ def test_the_second_run_finds_what_the_first_made_and_other_data_or_templates_ma
         streamed(file, encoder, "all", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        slow('{"context": "a"}', 'line 150: the key "response" is missing'),
-        slow("{", "is not JSON: line 150, column 2"),
-        slow('{"context": "a", "response": "a", "high_quality": 2}', 'line 150: "high_quality" must be 0 or 1'),
-        slow(json.dumps({"context": "a", "response": "a " * 600, "high_quality": 1}), "line 150: its response has"),
-        slow("\udcff", "is not UTF-8 text (byte"),
+        ('{"context": "a"}', 'line 150: the key "response" is missing'),
+        ("{", "is not JSON: line 150, column 2"),
+        ('{"context": "a", "response": "a", "high_quality": 2}', 'line 150: "high_quality" must be 0 or 1'),
+        (json.dumps({"context": "a", "response": "a " * 600, "high_quality": 1}), "line 150: its response has"),
+        ("\udcff", "is not UTF-8 text (byte"),
     ],
 )
 def test_a_line_that_is_no_pair_is_named_and_nothing_is_left(

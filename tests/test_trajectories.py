@@ -64,7 +64,7 @@ def assert_close(one: Trajectory, other: Trajectory, tolerance: float) -> None:
         assert ours == pytest.approx(theirs, rel=tolerance), f"step {step}"
 
 
-@pytest.mark.parametrize("parts", [2, 8], ids=["2 x 4", "8 x 1"])
+@pytest.mark.parametrize("parts", [pytest.param(2, id="2 x 4", marks=pytest.mark.slow), pytest.param(8, id="8 x 1")])
 def test_a_batch_of_8_is_its_parts_accumulated(parts: int, trajectory: Callable[..., Trajectory]) -> None:
     whole = trajectory(*FAST)
     assert_close(trajectory(*FAST, "--gradient-accumulation-steps", str(parts)), whole, 1e-5)
@@ -84,6 +84,7 @@ def test_one_thread_is_two(trajectory: Callable[..., Trajectory]) -> None:
     assert_close(*found, 1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(trajectory: Callable[..., Trajectory]) -> None:
     assert_close(trajectory(*FAST, "--gradient-checkpointing"), trajectory(*FAST), 1e-6)
 
