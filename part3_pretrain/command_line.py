@@ -29,10 +29,17 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C, 143 after SIGTERM.
+
+    141 where whoever reads the output has stopped, as `head` does, which is no mistake.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at its end
+        return 141
     except UserError as error:
         _tell("error:", *str(error).splitlines())  # a file's name may hold a line's end
         return 2

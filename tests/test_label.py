@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,6 +266,15 @@ def test_kappa_is_that_of_nltk(ratings: list[tuple[int, int]]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_a_reader_of_the_output_may_stop(path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", MODULE, str(path), "--report"]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_mistakes_end_in_one_line(run_main: Command, path: Path, tmp_path: Path) -> None:
