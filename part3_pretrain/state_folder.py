@@ -37,9 +37,10 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Counted on from what is there: the latest save is what counts, though an earlier training may have made more.
+        self.saves = max((int(save.name.partition("-")[2]) for save in path.glob("save-*")), default=0)
         self.group = dist.new_group(backend="gloo")  # the writing threads speak to each other beside the training
         self.writing: Future[Any] | None = None
-        self.saves = 0
 
     def exists(self) -> bool:
         return bool(self._whole_saves())
@@ -48,7 +49,6 @@ class StateFolder:
         """All but the tensors of the last whole save. Raises UserError where it is damaged."""
         latest = self._whole_saves()[-1]
         try:
-            self.saves = int(latest.name.partition("-")[2])
             return json.loads((latest / VALUES).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._damaged(error) from error

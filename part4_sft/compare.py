@@ -60,7 +60,7 @@ def load_questions(path: Path) -> dict[Item, tuple[str, str]]:
         texts = [tuple(str.strip(entry[key]) for key in ("context", *AUTHORS)) for entry in entries]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; python -m part4_sft.sft writes it") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} does not hold replies as python -m part4_sft.sft writes them; name another") from error
     questions = {}
     for context, *replies in texts:

@@ -42,7 +42,7 @@ def login_name() -> str:
     """The person's name on this machine, as a name of an annotator."""
     try:
         return re.sub(r"[^\w-]", "_", getuser())
-    except OSError:  # a container may run as a number that has no name
+    except (OSError, KeyError):  # a container may run as a number that has no name
         return "somebody"
 
 

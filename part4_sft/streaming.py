@@ -89,7 +89,8 @@ def _first_line(path: Path) -> bytes:
 
 def _tokenise(path: Path, settings: tuple[Any, ...], folder: Path) -> None:
     """Fills the folder; `settings` are what each worker begins with, see `_prepare`."""
-    workers = len(os.sched_getaffinity(0))
+    # macOS does not tell which processors a process may use.
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total, trained_on, pairs, cut = 0, 0, 0, []
     with (
         (folder / "ids").open("wb") as ids,

@@ -190,6 +190,10 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_state_is_kep
     status = in_processes(sft.main, [*arguments, "--resume", "--learning-rate", "0.002"], 2)
     complained = capfd.readouterr().err
     assert status == [2, 2] and "--learning-rate was 0.001 and is 0.002" in complained and complained.count("\n") == 1
+    assert in_processes(sft.main, arguments, 2, at_step(5, signal.SIGTERM)) == [143, 143]  # anew, not resumed
+    (latest,) = (tmp_path / "checkpoints" / "sft_model.state").iterdir()
+    assert len(json.loads((latest / "values.json").read_text())["history"]) == 5
+    capfd.readouterr()
     (latest / "values.json").write_text("{")
     assert in_processes(sft.main, [*arguments, "--resume"], 2) == [2, 2]
     assert "is damaged" in capfd.readouterr().err
