@@ -190,11 +190,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_state_is_kep
     status = in_processes(sft.main, [*arguments, "--resume", "--learning-rate", "0.002"], 2)
     complained = capfd.readouterr().err
     # Where one process ends before the other, torch's own code may have something to say, too.
-    assert (
-        status == [2, 2]
-        and complained.count("error: ") == 1
+    assert status == [2, 2] and complained.count("error: ") == 1
     assert "--learning-rate was 0.001 and is 0.002" in complained
-    )
     assert in_processes(sft.main, arguments, 2, at_step(5, signal.SIGTERM)) == [143, 143]  # anew, not resumed
     (latest,) = (tmp_path / "checkpoints" / "sft_model.state").iterdir()
     assert len(json.loads((latest / "values.json").read_text())["history"]) == 5
