@@ -114,7 +114,7 @@ def load_models(config: ChatConfig) -> dict[str, tuple[Transformer, PairEncoder]
     """
     from part3_pretrain.checkpoint import load_checkpoint
     from part4_sft.encoding import PairEncoder
-    from part4_sft.stages import check_prompt, choose_device
+    from part4_sft.stages import choose_device
 
     device = choose_device(config.device)
     if not config.model.exists():
@@ -123,15 +123,15 @@ def load_models(config: ChatConfig) -> dict[str, tuple[Transformer, PairEncoder]
     settings = sft.made_by.get("settings", {})
     if not (base := config.base or (settings and sft.made_by["from"])):
         raise UserError(f"{config.model} does not tell what it was fine-tuned from; name that with --base")
-    template = (config.prompt_template or settings.get("prompt_template", DEFAULT_TEMPLATE)).replace(r"\n", "\n")
-    models = {}
-    for author, checkpoint in {"pretrained": load_checkpoint(Path(base)), "sft": sft}.items():
-        shape = checkpoint.model.config
-        room = shape.max_positions - config.max_new_tokens
-        encoder = PairEncoder(checkpoint.tokenizer, shape.eos_ids[0], template, max_length=room)
-        check_prompt(encoder, room)
-        models[author] = checkpoint.model.to(device).eval(), encoder
-    return models
+    template = config.prompt_template or settings.get("prompt_template", DEFAULT_TEMPLATE)
+    max_length = settings.get("max_length", SFTConfig.max_length)
+    return {
+        author: (
+            checkpoint.model.to(device).eval(),
+            PairEncoder.of(checkpoint, template, max_length, config.max_new_tokens),
+        )
+        for author, checkpoint in {"pretrained": load_checkpoint(Path(base)), "sft": sft}.items()
+    }
 
 
 class Reply:
@@ -148,7 +148,8 @@ class Reply:
         from part4_sft.generation import stream
 
         ids: list[int] = []
-        prompt = self.encoder.prompt(self.context, self.encoder.max_length)
+        positions = self.model.config.max_positions - self.sampling.max_new_tokens
+        prompt = self.encoder.prompt(self.context, min(self.encoder.max_length, positions))
         for token in stream(self.model, prompt, self.sampling, seed=self.seed):
             ids.append(token)
             (self.text,) = self.encoder.texts([ids])

@@ -25,6 +25,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE
 from part4_sft.config import DEFAULT_TEMPLATE
@@ -99,6 +100,30 @@ class PairEncoder:
     eos_id: int
     template: str = DEFAULT_TEMPLATE
     max_length: int = 512
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, template: str, max_length: int, max_new_tokens: int) -> PairEncoder:
+        r"""How this model reads texts.
+
+        Args:
+            template: of the prompt; a new line may be written as \n, as on a command line.
+            max_length: as above, as far as the model goes.
+            max_new_tokens: which the model must have positions for behind the prompt.
+
+        Raises:
+            UserError: prompts would not be read as they are meant, or have no room.
+        """
+        config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
+        template, room = template.replace(r"\n", "\n"), config.max_positions - max_new_tokens
+        for token in tokenizer.get_added_tokens_decoder().values():
+            if token.special and token.content in template:
+                fault = f"--prompt-template holds {token.content}"
+                raise UserError(f"{fault}, but control tokens cannot be written as text")
+        length = len(tokenizer.encode(template.replace("{context}", "")).ids)
+        if length >= room:
+            fault = f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model"
+            raise UserError(f"{fault} {max(room, 0)} of its positions; choose less of either")
+        return cls(tokenizer, config.eos_ids[0], template, min(max_length, config.max_positions))
 
     def prompt(self, context: str, room: int) -> list[int]:
         """The ids that a model answers, at most `room`: a context that is too long loses its beginning.

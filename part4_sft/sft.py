@@ -71,12 +71,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         # FSDP2 keeps float32 and casts to --dtype what it gathers.
         checkpoint = load_checkpoint(config.model, getattr(torch, "float32" if config.shard else config.dtype))
     model = checkpoint.model.to(device)
-    positions = model.config.max_positions
-    template = config.prompt_template.replace(r"\n", "\n")
-    encoder = PairEncoder(
-        checkpoint.tokenizer, model.config.eos_ids[0], template, max_length=min(config.max_length, positions)
-    )
-    stages.check_prompt(encoder, positions - config.max_new_tokens)
+    encoder = PairEncoder.of(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
     with timed("tokenising", timing):
         training = stages.training_data(config, data, encoder)

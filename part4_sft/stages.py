@@ -272,17 +272,6 @@ def check_files(config: SFTConfig) -> None:
     check_free(*names, *(config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE)))
 
 
-def check_prompt(encoder: PairEncoder, room: int) -> None:
-    """Raises UserError where prompts would not be read as they are meant, or have no room before a reply."""
-    for token in encoder.tokenizer.get_added_tokens_decoder().values():
-        if token.special and token.content in encoder.template:
-            raise UserError(f"--prompt-template holds {token.content}, but control tokens cannot be written as text")
-    length = len(encoder.tokenizer.encode(encoder.template.replace("{context}", "")).ids)
-    if length >= room:
-        fault = f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model"
-        raise UserError(f"{fault} {max(room, 0)} of its positions; choose less of either")
-
-
 def choose_device(name: str) -> torch.device:
     """Raises UserError where cuda is asked for and there is none, or not one for each process of this machine."""
     found, needed = torch.cuda.device_count(), parallel.count_here()

@@ -72,15 +72,10 @@ def load(path: Path, settings: SFTConfig) -> tuple[Transformer, PairEncoder]:
     """
     from part3_pretrain.checkpoint import load_checkpoint
     from part4_sft.encoding import PairEncoder
-    from part4_sft.stages import check_prompt
 
     checkpoint = load_checkpoint(path)
-    shape = checkpoint.model.config
-    template = checkpoint.made_by.get("settings", {}).get("prompt_template", DEFAULT_TEMPLATE).replace(r"\n", "\n")
-    most_tokens = min(settings.max_length, shape.max_positions)
-    encoder = PairEncoder(checkpoint.tokenizer, shape.eos_ids[0], template, most_tokens)
-    check_prompt(encoder, shape.max_positions - settings.max_new_tokens)
-    return checkpoint.model, encoder
+    template = checkpoint.made_by.get("settings", {}).get("prompt_template", DEFAULT_TEMPLATE)
+    return checkpoint.model, PairEncoder.of(checkpoint, template, settings.max_length, settings.max_new_tokens)
 
 
 def learn(model: Transformer, encoder: PairEncoder, pairs: list[Pair], settings: SFTConfig) -> None:
