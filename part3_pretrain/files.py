@@ -56,6 +56,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def cannot_read(path: Path, error: OSError) -> UserError:
+    """What to raise where a file that the user named cannot be read."""
+    return UserError(f"cannot read {path}: {error.strerror}; name a file that is there and may be read")
+
+
 def check_writable(*folders: Path) -> None:
     """Makes the folders where they are missing. Raises UserError where one cannot be written to."""
     for folder in folders:
@@ -71,19 +76,29 @@ def check_writable(*folders: Path) -> None:
 def locked(*folders: Path) -> Iterator[None]:
     """Keeps other runs out of the folders, which are made where they are missing, until the block or process ends.
 
-    Of the processes of one job, the first holds the folders for all. Raises UserError where one cannot be written to,
-    or another run is in it.
+    Of the processes of one job, the first holds the folders for all. Folders that were made for nothing go away again.
+    Raises UserError where one cannot be written to, or another run is in it.
     """
+    made = [folder for folder in folders if not folder.exists()]
     check_writable(*folders)
     with ExitStack() as stack:
+        for folder in made:
+            stack.callback(_remove_if_empty, folder)
         for folder in {folder.resolve() for folder in folders} if is_first_process() else ():
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise UserError(f"another run is writing to {folder}; wait for its end or choose another") from error
+            except OSError as error:  # as on some network drives
+                raise UserError(f"cannot lock {folder}: {error.strerror}; choose one on a local disk") from error
         yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def check_free(*paths: Path) -> None:

@@ -23,7 +23,7 @@ from part3_pretrain import corpus, parallel
 from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
-from part3_pretrain.files import check_free, locked, written_whole
+from part3_pretrain.files import cannot_read, check_free, locked, written_whole
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.resuming import TrainingState, settings
@@ -111,11 +111,11 @@ def read_corpus(config: PretrainConfig) -> list[str]:
         try:
             texts.append(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            raise cannot_read(path, error) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
         if not texts[-1].strip():
-            raise UserError(f"{path} holds no text")
+            raise UserError(f"{path} holds no text; leave it out")
     return texts
 
 

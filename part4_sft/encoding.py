@@ -19,7 +19,7 @@ from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tokenizers import Tokenizer
@@ -32,6 +32,7 @@ from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
 
 AT_ONCE = 1000  # pairs given to the tokenizer, which works on them in parallel
+TOLD = 10  # places in a message
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ class PairEncoder:
         eos_id: the id that ends a response.
         template: the prompt, in which `{context}` stands for the context.
         max_length: most tokens of a prompt and its response together.
+        max_positions: of the model, which `max_length` can be raised to.
     """
 
     tokenizer: Tokenizer
     eos_id: int
     template: str = DEFAULT_TEMPLATE
     max_length: int = 512
+    max_positions: int | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, template: str, max_length: int, max_new_tokens: int) -> PairEncoder:
@@ -123,7 +126,8 @@ class PairEncoder:
         if length >= room:
             fault = f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model"
             raise UserError(f"{fault} {max(room, 0)} of its positions; choose less of either")
-        return cls(tokenizer, config.eos_ids[0], template, min(max_length, config.max_positions))
+        max_length = min(max_length, config.max_positions)
+        return cls(tokenizer, config.eos_ids[0], template, max_length, config.max_positions)
 
     def prompt(self, context: str, room: int) -> list[int]:
         """The ids that a model answers, at most `room`: a context that is too long loses its beginning.
@@ -164,17 +168,23 @@ class PairEncoder:
         Raises:
             ValueError: the response and one token of context are longer than `max_length`.
         """
-        ((example, _),) = self._encoded([pair])
-        return example
+        ((prompt, reply),) = self._tokenised([pair])
+        if fitted := self._fitted(prompt, reply):
+            return fitted[0]
+        raise ValueError(f"its response has {self._size(pair, reply)}, too many for {self.max_length} tokens")
 
-    def examples(self, pairs: Iterable[Pair]) -> Examples:
+    def examples(self, pairs: Iterable[Pair], name: str = "training") -> Examples:
         """Tokenises and masks pairs, and tells how many contexts had to be cut.
 
-        Raises UserError naming the first pair whose response is too long.
+        Args:
+            name: of the set of pairs, for that note.
+
+        Raises:
+            UserError: responses are too long; the message names them.
         """
         cut: list[str] = []
         examples = Examples(self.encoded(pairs, cut))
-        tell_of_cut(cut, len(examples))
+        tell_of_cut(cut, len(examples), name)
         return examples
 
     def encoded(self, pairs: Iterable[Pair], cut: list[str]) -> Iterator[Example]:
@@ -183,25 +193,40 @@ class PairEncoder:
         Args:
             cut: gets a line for each context that loses its beginning: where it comes from.
 
-        Raises UserError naming the first pair whose response is too long.
+        Raises:
+            UserError: responses are too long; the message names them, and comes once all have been looked at.
         """
         pairs, done = iter(pairs), 0
+        too_long: list[tuple[str, str]] = []  # where they come from, and their sizes
         while some := list(islice(pairs, AT_ONCE)):
-            wheres = (pair.where or f"pair {place}" for place, pair in enumerate(some, start=done + 1))
-            encoded = self._encoded(some)
-            for where in wheres:
+            for place, (pair, (prompt, reply)) in enumerate(zip(some, self._tokenised(some)), start=done + 1):
+                where = pair.where or f"pair {place}"
                 try:
-                    example, was_cut = next(encoded)
+                    fitted = self._fitted(prompt, reply)
                 except ValueError as error:
-                    advice = "shorten it, or raise --max-length as far as the model goes"
-                    raise UserError(f"{where}: {error}; {advice}") from error
-                if was_cut:
-                    cut.append(where)
-                yield example
+                    raise UserError(f"{where}: {error}; use a --prompt-template that the tokenizer knows") from error
+                if fitted:
+                    example, was_cut = fitted
+                    cut += [where] * was_cut
+                    yield example
+                else:
+                    too_long.append((where, self._size(pair, reply)))
             done += len(some)
+        if too_long:
+            self._refuse(too_long)
 
-    def _encoded(self, pairs: list[Pair]) -> Iterator[tuple[Example, bool]]:
-        """Of each pair its example, and whether the context was cut. Raises ValueError as `example` does."""
+    def _refuse(self, too_long: list[tuple[str, str]]) -> NoReturn:
+        (first, size), *others = too_long
+        places = [f"{where.rpartition(', ')[2]} ({size})" for where, size in others]
+        places[TOLD:] = [f"{len(others) - TOLD} more"] * (len(others) > TOLD)
+        more = f"; so have {', '.join(places)}" if others else ""
+        advice = f"shorten what is too long, or raise --max-length, which may be {self.max_positions} for this model"
+        if self.max_length == (self.max_positions or self.max_length):
+            advice = "shorten or remove what is too long, for the model has no more positions"
+        raise UserError(f"{first}: its response has {size}, too many for {self.max_length} tokens{more}; {advice}")
+
+    def _tokenised(self, pairs: list[Pair]) -> Iterator[tuple[list[int], list[int]]]:
+        """Of each pair the ids of its prompt and those of its response, with <EOS>."""
         # Of megabytes no more is tokenised than what can fit, twice: where a text is cut, its tokens may differ.
         longest = self.max_length * self.longest_token
         prompts = [self.template.replace("{context}", pair.context)[-2 * longest :] for pair in pairs]
@@ -210,26 +235,32 @@ class PairEncoder:
             self.tokenizer.encode_batch_fast(prompts),
             self.tokenizer.encode_batch_fast(responses, add_special_tokens=False),
         )
-        for pair, (prompt, response) in zip(pairs, both):
-            if len(self.space + pair.response) > longest:
-                characters = len(self.space + pair.response)
-                raise ValueError(f"its response has {characters} characters, too many for {self.max_length} tokens")
-            reply = [*response.ids, self.eos_id]
-            room = self.max_length - len(reply)
-            if room <= self.bos_length:
-                raise ValueError(f"its response has {len(reply)} tokens, too many for {self.max_length}")
-            kept = self._cut(prompt.ids, room)
-            yield Example(kept + reply, [IGNORE] * len(kept) + reply), len(kept) < len(prompt.ids)
+        for prompt, response in both:
+            yield prompt.ids, [*response.ids, self.eos_id]
+
+    def _fitted(self, prompt: list[int], reply: list[int]) -> tuple[Example, bool] | None:
+        """The example of a tokenised pair, and whether its context was cut; None where there is no room for any."""
+        room = self.max_length - len(reply)
+        if room <= self.bos_length:
+            return None
+        kept = self._cut(prompt, room)
+        return Example(kept + reply, [IGNORE] * len(kept) + reply), len(kept) < len(prompt)
+
+    def _size(self, pair: Pair, reply: list[int]) -> str:
+        """How long a response is; in characters where it is so long that not all of it was tokenised."""
+        characters = len(self.space + pair.response)
+        was_cut = characters > self.max_length * self.longest_token
+        return f"{characters} characters" if was_cut else f"{len(reply)} tokens"
 
     def texts(self, replies: list[list[int]]) -> list[str]:
         """Generated ids as text, without the space that begins a response."""
         return [text.strip() for text in self.tokenizer.decode_batch(replies)]
 
 
-def tell_of_cut(cut: list[str], count: int) -> None:
-    """Says of how many examples the contexts have lost their beginning."""
+def tell_of_cut(cut: list[str], count: int, name: str) -> None:
+    """Says of how many examples of a set the contexts have lost their beginning."""
     if cut:
-        lost = f"{len(cut)} of {count} contexts are too long and lose their beginning"
+        lost = f"{len(cut)} of {count} contexts of the {name} set are too long and lose their beginning"
         print(f"note: {lost}; the first is that of {cut[0]}", file=sys.stderr)
 
 

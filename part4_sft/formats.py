@@ -15,13 +15,14 @@ import csv
 import io
 import json
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from part3_pretrain.command_line import UserError
-from part3_pretrain.files import written_whole
+from part3_pretrain.files import cannot_read, written_whole
 from part4_sft.dataset import Pair
 
 # The keys that an entry must have (that of the context before that of the response), and those that it may have.
@@ -31,7 +32,9 @@ LAYOUTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("instruction", "output"): ("input",),
     ("messages",): (),
 }
+KEYS = {"high_quality"}.union(*LAYOUTS, *LAYOUTS.values())
 ROLES = ("system", "user", "assistant")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of CSV; the first is that where none is to be seen
 
 _RECOGNISED = "; ".join(
     " + ".join(required) + "".join(f" (+ {key})" for key in optional) for required, optional in LAYOUTS.items()
@@ -54,35 +57,44 @@ def load_pairs(path: Path) -> list[Pair]:
     message before the response, or one line for each of several: "System: ...", "User: ...", "Assistant: ...".
 
     Raises:
-        UserError: the file cannot be read, or an entry is not a pair; the message names the line or the entry.
+        UserError: the file cannot be read, or an entry is not a pair; the message names the line, row or entry.
     """
-    entries = _entries(path)
-    first = _checked_object(entries[0], f"{path}, pair 1")
-    return [_pair(entry, first, f"{path}, pair {number}") for number, entry in enumerate(entries, start=1)]
+    return _pairs(_entries(_decoded(_bytes(path), 0, path), path))
 
 
-def relabel(path: Path, label: Callable[[Pair], int | None]) -> None:
+def relabel(path: Path, label: Callable[[Pair], int | None]) -> list[int]:
     """Sets "high_quality" of every entry of a file, whole or not at all, and leaves its layout and all else alone.
 
     Args:
         label: 0 or 1 for a pair, or None for what it has; that is 0 in a file whose entries had no such key.
 
+    Returns:
+        The labels, in the order of the file.
+
     Raises:
         UserError: the file cannot be read or written, or an entry is not a pair.
     """
-    entries, before = _entries(path), path.read_text(encoding="utf-8-sig")
-    for entry, pair in zip(entries, load_pairs(path)):
+    data = _bytes(path)
+    text = _decoded(data, 0, path)
+    entries = _entries(text, path)
+    for (_, entry), pair in zip(entries, _pairs(entries)):
         found = label(pair)
         entry["high_quality"] = entry.get("high_quality", 0) if found is None else found
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            writer = csv.DictWriter(file, entries[0].keys(), delimiter=_delimiter(before), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(entries)
+    # Without the mark, spreadsheets take a CSV file for one of an older encoding.
+    encoding = "utf-8-sig" if _is_csv(path) and data.startswith(BOM_UTF8) else "utf-8"
+    end = "\r\n" if re.match(r"[^\n]*\r\n", text) else "\n"
+    with written_whole(path) as temporary, temporary.open("w", encoding=encoding, newline="") as file:
+        if _is_csv(path):
+            _, header = _rows(text, path)[0]
+            added = ["high_quality"] * (len(entries[0][1]) > len(header))
+            writer = csv.writer(file, delimiter=_delimiter(text), lineterminator=end)
+            writer.writerows([header + added, *(entry.values() for _, entry in entries)])
         else:
-            lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-            is_array = before.lstrip().startswith("[")
-            file.write("[\n" + ",\n".join(lines) + "\n]\n" if is_array else "\n".join(lines) + "\n")
+            lines = [json.dumps(entry, ensure_ascii=False) for _, entry in entries]
+            is_array = text.lstrip().startswith("[")
+            lines = ["[", *(f"{line}," for line in lines[:-1]), lines[-1], "]"] if is_array else lines
+            file.writelines(line + end for line in lines)
+    return [entry["high_quality"] for _, entry in entries]
 
 
 def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path: Path) -> list[Pair]:
@@ -107,15 +119,26 @@ def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _entries(path: Path) -> list[Any]:
+def _bytes(path: Path) -> bytes:
     try:
-        text = _decoded(path.read_bytes(), 0, path)
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    entries = _csv_entries(text, path) if path.suffix.lower() == ".csv" else _json_entries(text, path)
+        raise cannot_read(path, error) from error
+
+
+def _entries(text: str, path: Path) -> list[tuple[str, Any]]:
+    """The entries of a file, each behind the place where it stands, for messages; one at least."""
+    if _is_csv(path):
+        entries = _csv_entries(text, path)
+    else:
+        entries = [(f"{path}, pair {number}", entry) for number, entry in enumerate(_json_entries(text, path), start=1)]
     if not entries:
-        raise UserError(f"{path} holds no pairs")
+        raise UserError(f"{path} holds no pairs; name a file that holds some")
     return entries
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
 
 
 def _decoded(data: bytes, offset: int, path: Path) -> str:
@@ -150,33 +173,47 @@ def _json(document: str, line: int, path: Path) -> Any:
 def _delimiter(text: str) -> str:
     """What stands between the cells: semicolons, where spreadsheets keep the comma for decimals."""
     header = text.lstrip("\r\n").partition("\n")[0]
-    return ";" if ";" in header and "," not in header else ","
+    return max(DELIMITERS, key=header.count)
 
 
-def _csv_entries(text: str, path: Path) -> list[Any]:
+def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not blank, and their numbers from 1 on, as spreadsheets count them."""
     if "\0" in text:
         raise UserError(f"{path} holds a NUL character, so it is not CSV; save it as CSV in UTF-8")
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than the usual 128 KiB
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
-        header, *rows = [row for row in reader if row] or [[]]
+        return [(number, row) for number, row in enumerate(reader, start=1) if any(map(str.strip, row))]
     except csv.Error as error:
-        raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}") from error
-    if "" in header or len(set(header)) < len(header):
+        raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}; look at its quotation marks") from error
+
+
+def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
+    (_, header), *rows = _rows(text, path) or [(1, [])]
+    folded = [re.sub(r"\s+", "_", name.strip().lower()) for name in header]
+    names = [ours if ours in KEYS else theirs for ours, theirs in zip(folded, header)]
+    if "" in names or len(set(names)) < len(names):
         raise UserError(f"{path}: give every column a name of its own; the header is {_listed(header)}")
     entries = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in rows:
         if len(row) != len(header):
             fault = f"has {len(row)} cells, and the header has {len(header)}"
-            raise UserError(f'{path}, pair {number}: {fault}; put "quotes" around a cell that holds commas')
-        entry = _Object(zip(header, row))
+            advice = f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}'
+            raise UserError(f"{path}, row {number}: {fault}; {advice}")
+        entry = _Object(zip(names, row))
         if entry.get("high_quality") in ("0", "1"):  # a cell is text, whatever it holds
             entry["high_quality"] = int(entry["high_quality"])
-        entries.append(entry)
+        entries.append((f"{path}, row {number}", entry))
     return entries
 
 
 # ---------------------------------------------------------------------------------------------------- entries
+
+
+def _pairs(entries: list[tuple[str, Any]]) -> list[Pair]:
+    where, entry = entries[0]
+    first = _checked_object(entry, where)
+    return [_pair(entry, first, where) for where, entry in entries]
 
 
 def _pair(value: object, first: _Object, where: str) -> Pair:
@@ -250,9 +287,9 @@ def _text(entry: _Object, key: str, where: str, may_be_empty: bool = False) -> s
         advice = '; a conversation goes into "messages"' if isinstance(value, list) and key != "content" else ""
         raise UserError(f'{where}: "{key}" must be text, not {_shown(value)}{advice}')
     if not value.strip() and not may_be_empty:
-        raise UserError(f'{where}: "{key}" is empty')
+        raise UserError(f'{where}: "{key}" is empty; fill it in, or remove the entry')
     if re.search(r"[\ud800-\udfff]", value):
-        raise UserError(f'{where}: "{key}" holds half of a character (a lone surrogate)')
+        raise UserError(f'{where}: "{key}" holds half of a character (a lone surrogate); remove it')
     return value
 
 

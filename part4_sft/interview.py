@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from part3_pretrain.command_line import UserError
+from part3_pretrain.files import cannot_read
 from part4_sft.terminal import BOLD, DIM, full_screen, show, size, styled, wrapped
 from part4_sft.terminal import keys as typed
 
@@ -123,7 +124,7 @@ def replay(items: list[Item], journal: Path, keys: Iterable[str]) -> Answers:
     try:
         lines = journal.read_text(encoding="utf-8", errors="replace").split("\n") if journal.exists() else []
     except OSError as error:
-        raise UserError(f"cannot read {journal}: {error.strerror}") from error
+        raise cannot_read(journal, error) from error
     for line in lines:
         try:
             press = json.loads(line)
@@ -179,6 +180,8 @@ def interview(
                 if key == QUIT:
                     return
                 id = draw()
+    except KeyboardInterrupt as error:
+        raise type(error)(f"{journal} holds what was answered; the same command goes on") from error
     except BlockingIOError as error:
         raise UserError(f"{journal} is in use; quit the other one, or choose another --annotator") from error
     except OSError as error:

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, pvariance
+from textwrap import shorten
 
 from part3_pretrain.command_line import OneLineParser, exit_status
 from part3_pretrain.files import locked
@@ -21,7 +22,7 @@ from part4_sft.formats import load_pairs, relabel
 from part4_sft.interview import Item, annotator, interview, journal_of, journals, login_name, replay
 
 RATINGS = {"1": "wrong", "2": "poor", "3": "usable", "4": "good", "5": "ideal"}
-SHOWN = 10  # disagreements in a report
+SHOWN, LONGEST_SHOWN = 10, 300  # disagreements in a report, and characters of a text there
 Ratings = dict[str, int]  # one annotator's, by `Item.id`
 
 
@@ -49,8 +50,7 @@ def main() -> None:
     finally:
         rated = {name: ratings_of(items, journal) for name, journal in journals(path).items()}
         if any(rated.values()) and not report_only:
-            with locked(path.parent):
-                relabel(path, partial(label, rated))
+            fold(path, rated)
     print(summary(path, items, rated))
 
 
@@ -68,10 +68,18 @@ def ratings_of(items: list[Item], journal: Path) -> Ratings:
     return {id: int(key) for id, key in replay(items, journal, RATINGS).given.items()}
 
 
-def label(rated: dict[str, Ratings], pair: Pair) -> int | None:
-    """The pair's `high_quality`, as the mean of its ratings has it; None where nobody has rated it."""
-    ratings = [ratings[item_of(pair).id] for ratings in rated.values() if item_of(pair).id in ratings]
-    return int(fmean(ratings) >= HIGH_QUALITY) if ratings else None
+def fold(path: Path, rated: dict[str, Ratings]) -> None:
+    """Writes the ratings into the file, and says what it holds now."""
+
+    def label(pair: Pair) -> int | None:
+        id = item_of(pair).id
+        ratings = [ratings[id] for ratings in rated.values() if id in ratings]
+        return int(fmean(ratings) >= HIGH_QUALITY) if ratings else None
+
+    with locked(path.parent):
+        labels = relabel(path, label)
+    good = sum(labels)
+    print(f"written: {path}; pairs that train (high_quality 1): {good:,}; that do not (0): {len(labels) - good:,}")
 
 
 # ---------------------------------------------------------------------------------------------------- agreement
@@ -104,10 +112,12 @@ def summary(path: Path, items: list[Item], rated: dict[str, Ratings]) -> str:
         same = sum(rated[first][id] == rated[second][id] for id in both)
         lines.append(f"\n{first} and {second} have both rated {len(both):,}, {same:,} alike")
         lines[-1] += "" if kappa is None else f"; weighted kappa {kappa:.2f} (1: as one, 0: as by chance)"
-        for id in both[:SHOWN]:
-            if rated[first][id] != rated[second][id]:
-                lines.append(f"\n  {first} {rated[first][id]}, {second} {rated[second][id]}")
-                lines += [f"  {heading}: {' '.join(text.split())}" for heading, text in by_id[id].parts]
+        differ = [id for id in both if rated[first][id] != rated[second][id]]
+        if differ:
+            lines.append(f"they differ on {len(differ):,}" + ("; most on these:" if differ[SHOWN:] else ":"))
+        for id in differ[:SHOWN]:
+            lines.append(f"\n  {first} {rated[first][id]}, {second} {rated[second][id]}")
+            lines += [f"  {heading}: {shorten(text, LONGEST_SHOWN)}" for heading, text in by_id[id].parts]
     return "\n".join(lines)
 
 

@@ -114,8 +114,8 @@ def fine_tune(
     """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
     validation = data["sft_validation"]
     scenarios = metrics.recognise(validation)
-    validation_examples = encoder.examples(validation)
-    encoder.examples(data["sft_test"])  # one that does not fit is better told of now than after the training
+    validation_examples = encoder.examples(validation, "validation")
+    encoder.examples(data["sft_test"], "test")  # one that does not fit is better told of now than after the training
     by_epoch: list[dict[str, Any]] = []
     state = state or TrainingState()
     state.attach(by_epoch=by_epoch)

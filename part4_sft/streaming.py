@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from part3_pretrain import parallel
 from part3_pretrain.command_line import UserError
-from part3_pretrain.files import folder_written_whole
+from part3_pretrain.files import cannot_read, folder_written_whole
 from part4_sft.dataset import Pair, trains
 from part4_sft.encoding import Examples, PairEncoder, tell_of_cut
 from part4_sft.formats import pairs_of_lines
@@ -66,7 +66,7 @@ def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> 
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with folder_written_whole(cache) as folder:
-            _tokenise(path, (path, first_line, *decides), folder)
+            _tokenise(path, (path, first_line, *decides, encoder.max_positions), folder)
     parallel.wait_for_all()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
@@ -81,9 +81,9 @@ def _first_line(path: Path) -> bytes:
         with path.open("rb") as file:
             found = next((line for line in file if line.removeprefix(BOM_UTF8).strip()), b"")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise cannot_read(path, error) from error
     if not found:
-        raise UserError(f"{path} holds no pairs")
+        raise UserError(f"{path} holds no pairs; name a file that holds some")
     return found
 
 
@@ -112,7 +112,7 @@ def _tokenise(path: Path, settings: tuple[Any, ...], folder: Path) -> None:
             bar.update(part.size)
     if not trained_on:
         raise UserError(f"{path} holds no pair with high_quality 1; label some, or use --train-on all")
-    tell_of_cut(cut, trained_on)
+    tell_of_cut(cut, trained_on, "training")
     (folder / "counts.json").write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
 
 
@@ -167,12 +167,19 @@ _worker: _Worker  # of this process, which has but one
 
 
 def _prepare(
-    path: Path, first_line: bytes, tokenizer: str, eos_id: int, template: str, max_length: int, train_on: str
+    path: Path,
+    first_line: bytes,
+    tokenizer: str,
+    eos_id: int,
+    template: str,
+    max_length: int,
+    train_on: str,
+    max_positions: int | None,
 ) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that started this one, and that its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor
-    encoder = PairEncoder(Tokenizer.from_str(tokenizer), eos_id, template, max_length)
+    encoder = PairEncoder(Tokenizer.from_str(tokenizer), eos_id, template, max_length, max_positions)
     _worker = _Worker(path, first_line, encoder, train_on)
 
 

@@ -144,17 +144,18 @@ BAD_JSON = [
 BAD_CSV = [
     ("", "holds no pairs"),
     ("context,response\n\n", "holds no pairs"),
-    (GOOD_CSV + "a,b\n", "pair 2: has 2 cells, and the header has 3"),
-    (GOOD_CSV + "\r\na,b,1,\n", "pair 2: has 4 cells, and the header has 3"),
+    (GOOD_CSV + "a,b\n", "row 3: has 2 cells, and the header has 3"),
+    (GOOD_CSV + "\r\na,b,1,\n", "row 4: has 4 cells, and the header has 3"),
+    ("context;response\na;b;c\n", 'put "quotes" around a cell that holds semicolons'),
     ("context,response,response\na,b,c\n", 'the header is "context", "response", "response"'),
     ("context,response,\na,b,c\n", 'the header is "context", "response", ""'),
-    ("context\tresponse\na\tb\n", 'pair 1: the key "context" is missing; it has "context\\tresponse"; '),
+    ("context|response\na|b\n", 'row 2: the key "context" is missing; it has "context|response"; '),
     ("text\na\n", 'split "text" into'),
     ("messages\na\n", "in a JSON or JSONL file"),
-    (GOOD_CSV + "a,b,yes\n", 'pair 2: "high_quality" must be 0 or 1, not "yes"'),
-    (GOOD_CSV + "a,b,1.0\n", 'pair 2: "high_quality" must be 0 or 1, not "1.0"'),
-    (GOOD_CSV + "a,b,\n", 'pair 2: "high_quality" must be 0 or 1, not ""'),
-    (GOOD_CSV + "a, ,0\n", 'pair 2: "response" is empty'),
+    (GOOD_CSV + "a,b,yes\n", 'row 3: "high_quality" must be 0 or 1, not "yes"'),
+    (GOOD_CSV + "a,b,1.0\n", 'row 3: "high_quality" must be 0 or 1, not "1.0"'),
+    (GOOD_CSV + "a,b,\n", 'row 3: "high_quality" must be 0 or 1, not ""'),
+    (GOOD_CSV + "a, ,0\n", 'row 3: "response" is empty'),
     (GOOD_CSV + 'a,"b"c,0\n', "is not CSV: line 3: "),
     (GOOD_CSV + 'a,"b,0\n', "is not CSV: line 3: "),
     (GOOD_CSV + "a,b\0,0\n", "NUL"),
@@ -205,14 +206,14 @@ BAD_JSON_FILES: list[tuple[str, bytes | str, str]] = [  # name of the case, cont
 ]
 
 BAD_CSV_FILES: list[tuple[str, bytes | str, str]] = [
-    ("JSONL", f"{GOOD}\n{GOOD}", 'pair 1: the key "context" is missing'),
-    ("tabs for commas", "context\tresponse\na\tb\n", 'it has "context\\tresponse"'),
+    ("JSONL", f"{GOOD}\n{GOOD}", 'row 2: the key "context" is missing'),
+    ("bars for commas", "context|response\na|b\n", 'it has "context|response"'),
     ("UTF-16", "context,response\na,b\n".encode("utf-16"), "is not UTF-8 text (byte 0)"),
     ("no header", "Where is it?,Here.\nWhere?,There.\n", 'it has "Where is it?", "Here."'),
     (
         "a cell of 10 MB",
         "context,response\na," + "a" * 10 * MB + "\nb,b\nc,c",
-        "pair 1: its response has 10000001 char",
+        "row 2: its response has 10000001 char",
     ),
 ]
 
@@ -361,7 +362,7 @@ class Trains:
 LOW = json.dumps([pair | {"high_quality": 0} for pair in PAIRS])[1:-1]
 MANY_LOW = ", ".join(f'{{"context": "{"c" * 1000} {n}", "response": "b", "high_quality": 0}}' for n in range(9_700))
 RATED = json.dumps([pair | {"high_quality": 1} for pair in PAIRS])[:-1]
-CUT = "note: 2 of 2 contexts are too long and lose their beginning; the first is that of"
+CUT = "note: 2 of 2 contexts of the training set are too long and lose their beginning; the first is that of"
 TRAINED = {
     "plain": Trains(FOUR),
     "a byte order mark": Trains("\ufeff" + FOUR),

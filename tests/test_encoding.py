@@ -86,6 +86,20 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_gets_no_second_one(begi
     assert encoder.texts([[label for label in example.labels if label > 1]]) == ["I am sorry."]
 
 
+@pytest.mark.parametrize(("max_positions", "advice"), [(70, "raise --max-length, which may be 70"), (60, "remove")])
+def test_responses_that_are_too_long_are_told_of_all_at_once(
+    tokenizer: Tokenizer, max_positions: int, advice: str
+) -> None:
+    pairs = [Pair("a", "b " * length, where=f"mine.csv, row {length}") for length in (90, 3, 70, 40, 900)]
+    sizes = [len(tokenizer.encode(" " + pairs[place].response).ids) + 1 for place in (0, 2)]
+    encoder = PairEncoder(tokenizer, 1, max_length=60, max_positions=max_positions)
+    with pytest.raises(UserError) as refused:
+        encoder.examples(pairs)
+    told = str(refused.value)
+    assert told.startswith(f"mine.csv, row 90: its response has {sizes[0]} tokens, too many for 60 tokens; ")
+    assert f"so have row 70 ({sizes[1]} tokens), row 900 (1801 characters); " in told and advice in told
+
+
 def test_the_template_is_the_users_and_braces_in_a_context_are_text(tokenizer: Tokenizer) -> None:
     encoder = PairEncoder(tokenizer, 1, "Q: {context} {not a slot}\nA:")
     assert tokenizer.decode(encoder.prompt("{context} {0}", 99)) == "Q: {context} {0} {not a slot}\nA:"

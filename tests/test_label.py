@@ -67,7 +67,9 @@ def test_it_shows_a_pair_at_a_time_and_says_how_far_it_has_come(terminal: Start,
     assert "1 wrong" in labelling.text and "u undo" in labelling.text
     labelling.press("q")
     assert labelling.end() == 0
-    assert labelling.last_words == "anna: 4 of 6 rated, 2 of them 4 or 5\n"
+    folded, summary = labelling.last_words.splitlines()
+    assert folded == f"written: {path}; pairs that train (high_quality 1): 2; that do not (0): 4"
+    assert summary == "anna: 4 of 6 rated, 2 of them 4 or 5"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,11 @@ def test_ctrl_c_keeps_the_ratings_and_gives_the_terminal_back(terminal: Start, p
     labelling.press("\x03")
     assert labelling.end() == 130
     assert qualities(path) == [1, 0, 0, 0, 0, 0]
-    assert labelling.last_words == "interrupted: nothing half-written was left behind\n"
+    journal = path.with_name("pairs.json.anna.jsonl")
+    assert labelling.last_words.splitlines() == [
+        f"written: {path}; pairs that train (high_quality 1): 1; that do not (0): 5",
+        f"interrupted: {journal} holds what was answered; the same command goes on",
+    ]
 
 
 def test_ratings_belong_to_texts_and_not_to_places(terminal: Start, path: Path) -> None:
@@ -202,9 +208,12 @@ def test_a_file_keeps_its_layout_and_all_else(terminal: Start, tmp_path: Path) -
     assert (rows[0]["input"], rows[1]["output"]) == ('more, "quoted"', "two\nlines")
 
     semicolons = tmp_path / "semicolons.csv"
-    semicolons.write_text('context;response\nquestion 0;"yes, but; well"\nquestion 1;no\n')
+    # As spreadsheets save it: with a mark in front, ends of Windows, names of their user's, and a row of nothing.
+    before = '\ufeffContext;Response\r\nquestion 0;"yes, but; well\nö"\r\n;\r\nquestion 1;no\r\n'
+    semicolons.write_bytes(before.encode())
     session(terminal, semicolons, "5q")
-    assert semicolons.read_text() == ('context;response;high_quality\nquestion 0;"yes, but; well";1\nquestion 1;no;0\n')
+    wanted = '\ufeffContext;Response;high_quality\r\nquestion 0;"yes, but; well\nö";1\r\nquestion 1;no;0\r\n'
+    assert semicolons.read_bytes().decode() == wanted
 
     array = tmp_path / "array.json"
     array.write_text("\ufeff" + json.dumps(entries(2)))
@@ -246,6 +255,7 @@ def test_it_tells_how_well_two_agree(terminal: Start, run_main: Command, path: P
     )
     assert status == 0
     assert f"anna and ben have both rated 6, 2 alike; weighted kappa {task.weighted_kappa():.2f}" in printed
+    assert "they differ on 4:" in printed
     places = [printed.index(text) for text in ("anna 2, ben 5", "anna 3, ben 1", "anna 1, ben 3", "anna 5, ben 4")]
     assert places == sorted(places) and printed.index("question 2") > places[0]
     assert qualities(path) == [1, 1, 0, 0, 0, 0]  # the mean of both decides: 5, 4.5, 3.5, 1, 2, 2

@@ -20,6 +20,7 @@ FOR_PROGRAMMERS = {  # commands see to it that these cannot happen
     "a prompt must have 1 to … tokens, so that … new ones fit",
     "… predictions and … references cannot be compared",
     "no token of its context fits",
+    "its response has …, too many for … tokens",
 }
 Texts = dict[str, set[str]]  # what names may stand for
 
