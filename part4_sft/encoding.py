@@ -199,8 +199,8 @@ class PairEncoder:
         pairs, done = iter(pairs), 0
         too_long: list[tuple[str, str]] = []  # where they come from, and their sizes
         while some := list(islice(pairs, AT_ONCE)):
-            for place, (pair, (prompt, reply)) in enumerate(zip(some, self._tokenised(some)), start=done + 1):
-                where = pair.where or f"pair {place}"
+            wheres = [pair.where or f"pair {place}" for place, pair in enumerate(some, start=done + 1)]
+            for where, pair, (prompt, reply) in zip(wheres, some, self._tokenised(some)):
                 try:
                     fitted = self._fitted(prompt, reply)
                 except ValueError as error:
