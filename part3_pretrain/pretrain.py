@@ -26,6 +26,7 @@ from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_le
 from part3_pretrain.files import cannot_read, check_free, locked, written_whole
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.progress import say
 from part3_pretrain.resuming import TrainingState, settings
 from part3_pretrain.tokenizer import train_tokenizer
 
@@ -97,7 +98,7 @@ def run_pretraining(config: PretrainConfig) -> None:
             if parallel.rank() == 0:
                 save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
                 save_loss_curve(picture, losses)
-    print(f"pretraining ended at a loss of {sum(losses[-20:]) / len(losses[-20:]):.3f} nats per token")
+    print(f"pretraining ended at a loss of {recent(losses):.3f} nats per token")
     print(f"written: {config.checkpoint}, {picture}")
 
 
@@ -163,6 +164,8 @@ def pretrain(
     state = state or TrainingState()
     state.attach(model=model, optimizer=optimizer, schedule=schedule, losses=losses)
     done = schedule.last_epoch  # steps, in this class's words
+    if done:
+        say(f"resuming after step {done:,} of {len(steps):,}")
     model.train()
     bar = tqdm(total=len(steps), initial=done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if low_precision else nullcontext():
@@ -186,8 +189,15 @@ def pretrain(
                 losses.append(loss)
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
             bar.update()
+            if schedule.last_epoch % max(1, len(steps) // 10) == 0:
+                say(f"pretraining: step {schedule.last_epoch:,} of {len(steps):,}, loss {recent(losses):.3f}")
             state.step_done()
     return model, tokenizer, losses
+
+
+def recent(losses: list[float]) -> float:
+    """The mean of the last 20."""
+    return sum(losses[-20:]) / max(1, len(losses[-20:]))
 
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ so neither the batch size nor the neighbours in the batch change it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from part3_pretrain.model import KVCache, Transformer
 
@@ -45,14 +44,14 @@ def generate(
     *,
     seed: int | str = 0,
     batch_size: int | None = None,
-    progress: str | None = None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> list[Generated]:
     """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).
 
     Args:
         prompts: ids of each prompt, none empty.
         batch_size: replies written at once; by default as many as fit into the memory of `CACHE_AT_ONCE`.
-        progress: what the progress bar is called; no bar without it.
+        progress: called with the number of replies whenever some are written.
 
     Raises:
         ValueError: a prompt is empty, or leaves the model no positions for `max_new_tokens`.
@@ -63,17 +62,16 @@ def generate(
         batch_size = min(MOST_AT_ONCE, max(1, CACHE_AT_ONCE // cache_bytes(model, longest)))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
     replies: dict[int, Generated] = {}
-    with tqdm(total=len(prompts), desc=progress, unit="reply", disable=None if progress else True) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            written: list[list[int]] = [[] for _ in chosen]
-            for drawn in _draws(model, [prompts[index] for index in chosen], sampling, seed):
-                for row, token in drawn:
-                    written[row].append(token)
-            for index, ids in zip(chosen, written):
-                stopped = any(token in model.config.eos_ids for token in ids[-1:])
-                replies[index] = Generated(ids[: len(ids) - stopped], stopped)
-            bar.update(len(chosen))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        written: list[list[int]] = [[] for _ in chosen]
+        for drawn in _draws(model, [prompts[index] for index in chosen], sampling, seed):
+            for row, token in drawn:
+                written[row].append(token)
+        for index, ids in zip(chosen, written):
+            stopped = any(token in model.config.eos_ids for token in ids[-1:])
+            replies[index] = Generated(ids[: len(ids) - stopped], stopped)
+        progress(len(chosen))
     return [replies[index] for index in range(len(prompts))]
 
 

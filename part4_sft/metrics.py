@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -17,6 +18,7 @@ from typing import Any
 from nltk import bigrams, ngrams, wordpunct_tokenize
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
+from tqdm import tqdm
 
 from part3_pretrain import parallel, retail
 from part3_pretrain.model import Transformer
@@ -137,11 +139,11 @@ def generate_replies(
     pairs: list[Pair],
     sampling: Sampling,
     seed: int | str,
-    progress: str | None = None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Replies:
     """The model's own replies to the contexts of the pairs; a context that is too long loses its beginning.
 
-    Of several processes, each writes its share of the replies and then gets all.
+    Of several processes, each writes its share of the replies and then gets all. `progress` is that of `generate`.
     """
     model.eval()
     room = min(encoder.max_length, model.config.max_positions - sampling.max_new_tokens)
@@ -196,13 +198,14 @@ def evaluate_sft_vs_pretrained(
         name: what the progress bars call the set.
     """
     scenarios = scenarios or recognise(pairs)
-    authors: dict[str, list[Replies]] = {
-        author: [
-            generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", f"{name}: {author}")
-            for sample in range(samples)
-        ]
-        for author, model in {"pretrained": pretrained, "sft": sft}.items()
-    }
+    authors: dict[str, list[Replies]] = {}
+    for author, model in {"pretrained": pretrained, "sft": sft}.items():
+        total = samples * len(parallel.share(pairs))
+        with tqdm(total=total, desc=f"{name}: {author}", unit="reply", disable=None) as bar:
+            authors[author] = [
+                generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", bar.update)
+                for sample in range(samples)
+            ]
     if scenarios:
         authors["ceiling"] = [second_ideal_replies(scenarios, seed)]
 

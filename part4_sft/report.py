@@ -9,6 +9,7 @@ from typing import Any
 from part3_pretrain.files import written_whole
 
 SHOWN = {"rated_4_or_more": "share rated 4.0 or more", "rouge_l": "ROUGE-L", "bleu": "BLEU"}  # epoch by epoch
+FEWEST_CONTEXTS = 20  # of fewer, resampling knows too little of what other contexts would be like
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 
 
@@ -47,7 +48,7 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
     )
     for axes in (upper, lower):
         for epoch, note in {3: "first setting", 5: "default"}.items():
-            if epoch in epochs:
+            if epoch in epochs and "rated_4_or_more" in by_epoch[0]:  # the assignment's, on its own data
                 axes.axvline(epoch, color="0.4", linestyle=":", linewidth=1.2)
                 axes.annotate(note, (epoch, 0.03), (-4, 0), ("data", "axes fraction"), "offset points", ha="right")
         axes.grid(alpha=0.3)
@@ -113,7 +114,7 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
     config, data = evaluation["config"], evaluation["dataset"]
     by_author = {author: evaluation[author] for author in AUTHORS if author in evaluation}
     sections = [
-        "# Part 4: supervised fine-tuning, what came out",
+        "# Supervised fine-tuning: what came out",
         f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {config['epochs']} "
         f"epochs on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, learning rate "
         f"{config['learning_rate']:g}, batch size {config['batch_size']}, loss over response tokens only, seed "
@@ -127,13 +128,14 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         else "",
         _spread_in_words(evaluation["samples"]),
         "## Is the difference real?",
-        "\n".join(_in_words(name, found) for name, found in evaluation["comparison"].items()),
+        "\n".join(_in_words(name, found, data["sft_test"]) for name, found in evaluation["comparison"].items()),
         "The intervals come from 10,000 paired bootstrap resamples of the test contexts.",
         "## Loss",
         "![loss curve](loss_curve.png)",
         "## Epoch by epoch",
-        "Measured on validation contexts, with really generated replies. Epoch 0 is the pretrained model, epoch 3 the "
-        "assignment's first setting, epoch 5 the default.",
+        "Measured on validation contexts, with really generated replies. Epoch 0 is the pretrained model"
+        + (", epoch 3 the assignment's first setting, epoch 5 the default. " if "ceiling" in by_author else ". ")
+        + _lowest_in_words(evaluation["by_epoch"]),
         _epoch_table(evaluation["by_epoch"]),
     ]
     for name, title, meaning in [
@@ -169,7 +171,11 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
             f"The {len(evaluation['worst_replies'])} lowest rated replies of the fine-tuned model:",
             *(_worst(reply) for reply in evaluation["worst_replies"]),
         ]
-    sections += ["## Side by side", *(_example(entry) for entry in evaluation["examples"])]
+    sections += [
+        "## Side by side",
+        "Where a text has several lines, ` / ` stands between them.",
+        *(_example(entry) for entry in evaluation["examples"]),
+    ]
     sections.insert(2, _contents(sections))
     with written_whole(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
@@ -181,13 +187,34 @@ def _contents(sections: list[str]) -> str:
     return "\n".join(f"- [{title}](#{re.sub('[^a-z0-9 -]', '', title.lower()).replace(' ', '-')})" for title in titles)
 
 
-def _in_words(name: str, found: dict[str, Any]) -> str:
+def _in_words(name: str, found: dict[str, Any], contexts: int) -> str:
     low, high = found["ci95"]
-    sure = "so the fine-tuned model is better" if low > 0 else "so this run does not show that it is better"
     return (
         f"- **{MEASURES[name][0]}** changed by {found['difference']:+.3f}; on other contexts of this kind by "
-        f"{low:+.3f} to {high:+.3f} (95% interval, p = {found['p_value']:.4f}), {sure}."
+        f"{low:+.3f} to {high:+.3f} (95% interval, p = {found['p_value']:.4f}): {verdict(found, contexts)}."
     )
+
+
+def verdict(found: dict[str, Any], contexts: int) -> str:
+    """What a comparison of so many test contexts says, as far as its digits are shown."""
+    low, high = (round(bound, 3) for bound in found["ci95"])
+    if contexts < FEWEST_CONTEXTS:
+        return f"{contexts} test contexts are too few to tell"
+    if low > 0:
+        return "the fine-tuned model is better"
+    return "the fine-tuned model is worse" if high < 0 else "this does not show that either model is better"
+
+
+def _lowest_in_words(by_epoch: list[dict[str, Any]]) -> str:
+    lowest, last = min(by_epoch, key=lambda entry: entry["validation_loss"])["epoch"], by_epoch[-1]["epoch"]
+    advice = "; it was still falling, so more epochs may be better" if lowest == last else ""
+    return f"The validation loss is lowest after epoch {lowest}{advice}."
+
+
+def epoch_in_words(entry: dict[str, Any]) -> str:
+    """An entry of `by_epoch` in a line."""
+    scores = [f"{MEASURES[key][0]} {MEASURES[key][1].format(entry[key])}" for key in SHOWN if key in entry]
+    return f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.3f}, {', '.join(scores)}"
 
 
 def _epoch_table(by_epoch: list[dict[str, Any]]) -> str:
@@ -265,7 +292,9 @@ def _example(entry: dict[str, Any]) -> str:
 def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     """The last lines of a run: how many pairs trained, the files, and what fine-tuning changed."""
     data = evaluation["dataset"]
-    print(f"\ntrained on {data['trained_on']:,} of {data['sft_dataset']:,} pairs\n\nwritten:")
+    others = data["sft_dataset"] - data["trained_on"]
+    why = " (the others have high_quality 0)" if others else ""
+    print(f"\ntrained on {data['trained_on']:,} of {data['sft_dataset']:,} pairs{why}\n\nwritten:")
     for path in written:
         print(f"  {path}")
     shown = {key: MEASURES[key] for key in ("bleu", "rouge_l", "rated_4_or_more") if key in evaluation["sft"]}
@@ -274,3 +303,8 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     for author in ("pretrained", "sft"):
         values = [form.format(evaluation[author][key]) for key, (_, form, *_) in shown.items()]
         print(f"{AUTHORS[author]:<12}" + "".join(f"{value:>20}" for value in values))
+    print()
+    for name, found in evaluation["comparison"].items():
+        low, high = found["ci95"]
+        change = f"{found['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        print(f"{MEASURES[name][0]} {change}: {verdict(found, data['sft_test'])}")

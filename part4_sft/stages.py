@@ -20,7 +20,9 @@ from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.command_line import UserError
 from part3_pretrain.files import check_free, check_writable, written_whole
 from part3_pretrain.model import Transformer
+from part3_pretrain.progress import say
 from part3_pretrain.resuming import TrainingState, digest_of_weights, settings
+from part3_pretrain.retail import Scenario
 from part4_sft import dataset, metrics, report
 from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.comparison import compare
@@ -31,7 +33,7 @@ from part4_sft.failures import errors_by_category, worst_replies
 from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling
 from part4_sft.lora import add_lora, check_peft, merge_lora
-from part4_sft.metrics import Entry, evaluate_sft_vs_pretrained, score
+from part4_sft.metrics import Entry, SideBySide, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
 from part4_sft.streaming import TrainingData, beginning, streamed
 from part4_sft.tensorboard import TensorBoard, check_tensorboard
@@ -138,6 +140,7 @@ def fine_tune(
                     **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
                 }
             )
+            say(report.epoch_in_words(by_epoch[-1]))
             if board:
                 board.epoch(by_epoch[-1])
 
@@ -175,9 +178,16 @@ def evaluate(
     """Both models on every test set, the ceiling, the baselines, and what goes wrong; and all texts by test set."""
     pairs, training = data["sft_test"], chosen(data["sft_dataset"], config) or data["sft_dataset"]
     scenarios = metrics.recognise(pairs)
+
+    def both(name: str, pairs: list[Pair], samples: int = 1, scenarios: list[Scenario] | None = None) -> SideBySide:
+        times = f"{samples} times " if samples > 1 else ""
+        say(f"both models answer the {len(pairs)} contexts of {name.replace('_', ' ')} {times}...")
+        return evaluate_sft_vs_pretrained(
+            *models, pairs, sampling(config), config.seed, samples=samples, scenarios=scenarios, name=name
+        )
+
     models = (pretrained, sft, encoder)
-    how = (sampling(config), config.seed)
-    test = evaluate_sft_vs_pretrained(*models, pairs, *how, samples=config.samples_per_context, scenarios=scenarios)
+    test = both("test", pairs, config.samples_per_context, scenarios)
     evaluation: dict[str, Any] = {
         **test.scores,
         "samples": {"per_context": config.samples_per_context, "spread": test.spread},
@@ -187,12 +197,12 @@ def evaluate(
     for name, file in UNSEEN.items():
         if file not in data:
             continue
-        found = evaluate_sft_vs_pretrained(*models, data[file], *how, name=name)
+        found = both(name, data[file])
         evaluation[name], entries[name] = found.scores, found.entries
     if scenarios:
         evaluation["robustness"] = {}
         for name, (changed, wanted) in disturbed(pairs, scenarios, config.seed).items():
-            found = evaluate_sft_vs_pretrained(*models, changed, *how, scenarios=wanted, name=name)
+            found = both(name, changed, scenarios=wanted)
             evaluation["robustness"][name], entries[name] = found.scores, found.entries
         evaluation["worst_replies"] = worst_replies(test.entries)
         evaluation["errors_by_category"] = errors_by_category(test.entries)

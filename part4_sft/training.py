@@ -15,6 +15,7 @@ from part3_pretrain import parallel
 from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE
 from part3_pretrain.model import Transformer
+from part3_pretrain.progress import say
 from part3_pretrain.resuming import TrainingState
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example, collate, shuffled_steps
@@ -90,6 +91,8 @@ def train(
     state.attach(model=model, optimizer=optimizer, history=history)
     steps_per_epoch = -(-len(examples) // config.batch_size)
     total = config.epochs * steps_per_epoch
+    if history:
+        say(f"resuming after step {len(history):,} of {total:,}")
     bar = tqdm(total=total, initial=len(history), desc="fine-tuning", unit="step", disable=None)
     with bar, state.signals_wait():
         while len(history) < total:

@@ -95,6 +95,41 @@ def test_the_report_shows_every_epoch_the_picture_and_the_interval(written: str)
     assert "0.007 for BLEU and 0.008 for ROUGE-L (SFT)" in written
 
 
+@pytest.mark.parametrize(
+    ("ci95", "contexts", "said"),
+    [
+        ([0.0006, 0.2], 200, "the fine-tuned model is better"),
+        ([-0.2, -0.0006], 200, "the fine-tuned model is worse"),
+        ([-0.1, 0.2], 200, "this does not show that either model is better"),
+        ([0.00001, 0.00002], 200, "this does not show that either model is better"),  # +0.000 to +0.000, as shown
+        ([0.0, 0.0], 200, "this does not show that either model is better"),
+        ([0.1, 0.2], 2, "2 test contexts are too few to tell"),
+    ],
+)
+def test_the_verdict_is_what_the_interval_shows(
+    evaluation: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ci95: list[float],
+    contexts: int,
+    said: str,
+) -> None:
+    for found in evaluation["comparison"].values():
+        found["ci95"] = ci95
+    evaluation["dataset"]["sft_test"] = contexts
+    save_report(tmp_path / "report.md", evaluation)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").count(f": {said}.\n") == 3
+    print_summary(evaluation, [])
+    assert capsys.readouterr().out.count(f": {said}\n") == 3
+
+
+def test_the_report_tells_which_epoch_was_the_best(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    for best, said in ((5, "lowest after epoch 5; it was still falling"), (2, "lowest after epoch 2.")):
+        evaluation["by_epoch"][best]["validation_loss"] = 0.1 * best
+        save_report(tmp_path / "report.md", evaluation)
+        assert said in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_the_report_tells_what_goes_wrong_and_where(written: str) -> None:
     assert ["payment", "20", "5.0%"] in rows(written)
     assert written.count("1.0, names another item: No.") == 10
@@ -135,6 +170,7 @@ def test_a_report_on_other_contexts_does_without_the_rubric(evaluation: dict[str
         evaluation[author] = {"bleu": 0.1, "rouge_l": 0.2, "stops_by_itself": 1.0}
     evaluation["baselines"] = {"nearest_pair": evaluation["sft"], "most_common_reply": evaluation["sft"]}
     save_report(tmp_path / "report.md", evaluation)
+    assert "assignment" not in (tmp_path / "report.md").read_text(encoding="utf-8")
     before_and_after = rows((tmp_path / "report.md").read_text(encoding="utf-8").split("## ")[1])
     assert [row[0] for row in before_and_after if row[0].strip("-")] == [
         "measure",
