@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from part3_pretrain import corpus
+from part3_pretrain.config import PretrainConfig
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.pretrain import LARGEST_GRADIENT, PretrainConfig, next_token_loss
+from part3_pretrain.pretraining import LARGEST_GRADIENT, next_token_loss
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.report import markdown_table
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.command_line import UserError, first_line
-from part3_pretrain.files import written_whole
+from part3_pretrain.files import cannot_read, written_whole
 from part3_pretrain.huggingface import read_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
@@ -57,16 +57,22 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
     Raises:
         UserError: the file is missing, damaged, not a checkpoint, or its parts do not fit together.
     """
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise cannot_read(path, error) from error
+    if is_folder:
         model, tokenizer, settings = read_folder(path, dtype)
         return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
-    if not path.is_file():
+    if not is_file:
         advice = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
         raise UserError(f"there is no file {path}: {advice}")
     try:
         check_sums(path)
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = repr(contents["format"])
+    except OSError as error:
+        raise cannot_read(path, error) from error
     except Exception as error:  # torch and zipfile raise kinds of their own
         reason = first_line(error)
         if type(error).__name__ == "UnpicklingError":

@@ -43,6 +43,10 @@ def exit_status(main: Callable[[], None]) -> int:
     except UserError as error:
         _tell("error:", *str(error).splitlines())  # a file's name may hold a line's end
         return 2
+    except ModuleNotFoundError as missing:
+        advice = "activate its environment (source .venv/bin/activate), or pip install -r requirements.txt"
+        _tell("error:", str(UserError(f"this Python has no package {missing.name}; {advice}")))
+        return 2
     except KeyboardInterrupt as interrupt:
         _tell(f"interrupted: {str(interrupt) or 'nothing half-written was left behind'}")
         return 143 if isinstance(interrupt, Terminated) else 130

@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
 from part3_pretrain.command_line import OneLineParser, UserError, exit_status
 from part3_pretrain.files import check_writable
-from part3_pretrain.huggingface import write_folder
-from part3_pretrain.model_card import model_card
 
 
 def main() -> None:
@@ -35,6 +32,10 @@ def main() -> None:
 
 def to_hugging_face(given: argparse.Namespace) -> None:
     """Raises UserError where the checkpoint cannot be read or the folder cannot be written to."""
+    from part3_pretrain.checkpoint import load_checkpoint  # only now, since torch takes seconds to import
+    from part3_pretrain.huggingface import write_folder
+    from part3_pretrain.model_card import model_card
+
     checkpoint = load_checkpoint(given.checkpoint, dtype=None)
     card = model_card(given.folder.resolve().name, checkpoint)
     write_folder(given.folder, checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, card)
@@ -43,6 +44,8 @@ def to_hugging_face(given: argparse.Namespace) -> None:
 
 def from_hugging_face(given: argparse.Namespace) -> None:
     """Raises UserError where the folder holds no model that can be used, or the file cannot be written."""
+    from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
+
     if not given.folder.is_dir():
         raise UserError(f"there is no folder {given.folder}; name one with config.json and *.safetensors")
     if given.checkpoint.is_dir():

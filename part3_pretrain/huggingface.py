@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from part3_pretrain.command_line import UserError, first_line
-from part3_pretrain.files import folder_written_whole
+from part3_pretrain.files import cannot_read, folder_written_whole
 from part3_pretrain.model import FAMILIES, ModelConfig, Transformer
 from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
 from part3_pretrain.weights import filled
@@ -196,6 +196,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in shard.keys():  # noqa: SIM118, it is no dictionary
                     if not name.endswith(".rotary_emb.inv_freq"):  # old files hold what is computed from the config
                         yield name.removeprefix("model."), shard.get_tensor(name)
+        except OSError as error:
+            raise cannot_read(folder / file, error) from error
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or not a safetensors file ({first_line(error)})") from error
 
@@ -258,6 +260,7 @@ def write_folder(
     }
     with folder_written_whole(folder) as temporary:
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        (temporary / "model.safetensors").chmod(0o644)  # `save_file` makes it for the owner alone
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (temporary / name).write_text(text, encoding="utf-8")

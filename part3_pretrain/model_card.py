@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from part3_pretrain.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ def model_card(name: str, checkpoint: Checkpoint) -> str:
     if "results" in made_by:
         history = _fine_tuning(made_by)
     elif made_by.keys() == {"from"}:
-        history = [f"Converted from `{made_by['from']}`, which does not tell how it was made."]
+        history = [f"Converted from `{Path(made_by['from']).name}`, which does not tell how it was made."]
     else:
         history = ["Not fine-tuned by `part4_sft`. How it was made:", _listed(made_by)]
     sections = [
@@ -39,10 +40,13 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
     settings, data, results = made_by["settings"], made_by["dataset"], made_by["results"]
     template = settings["prompt_template"].replace(r"\n", "\n")
     table = [["measure", *results], ["---"] * (1 + len(results))]
-    table += [[name, *(f"{scores[name]:.4f}" for scores in results.values())] for name in results["sft"]]
+    for name in results["sft"]:
+        words = name.replace("bleu", "BLEU").replace("rouge_l", "ROUGE-L").replace("_", " ")
+        table.append([words, *(f"{scores[name]:.4f}" for scores in results.values())])
+    data_file = Path(settings["data"]).name if settings["data"] else "synthetic retail support"
     return [
-        f"Fine-tuned by `part4_sft` from `{made_by['from']}` on {data['trained_on']} (context, response) pairs "
-        f"({settings['data'] or 'synthetic retail support'}), with the loss on the response alone.",
+        f"Fine-tuned by `part4_sft` from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
+        f"pairs ({data_file}), with the loss on the response alone.",
         "## Prompt",
         f"```\n{template}\n```",
         "The response begins with a space and ends with the end-of-text token.",

@@ -5,66 +5,14 @@ Writes `checkpoints/pretrained.pt` and `outputs/pretraining_loss_curve.png`. Tak
 
 from __future__ import annotations
 
-import math
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
-from pathlib import Path
-from random import Random
 
-import matplotlib
-import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
-from tqdm import tqdm
+from part3_pretrain.command_line import exit_status, parse
+from part3_pretrain.config import PretrainConfig
+from part3_pretrain.files import check_free, locked
 
-from part3_pretrain import corpus, parallel
-from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
-from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, UserError, at_least, exit_status, option, parse
-from part3_pretrain.files import cannot_read, check_free, locked, written_whole
-from part3_pretrain.induction import start_with_induction_heads
-from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.progress import say
-from part3_pretrain.resuming import TrainingState, settings
-from part3_pretrain.tokenizer import train_tokenizer
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
-TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
-COPY_SHARE = 0.06  # share of steps on repeated random tokens, see `corpus.copy_batch`
 DECIDE_NOTHING = {"checkpoint", "out_dir", "corpus", "save_every", "resume"}  # settings; the corpus itself decides
-ADAM_BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.95), 0.1, 1.0
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """What can be chosen; `--help` explains each."""
-
-    corpus: list[Path] | None = option(None, "text files to read instead of retail conversations", nargs="+", **PATH)
-    checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
-    out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
-    conversations: int = option(80_000, "retail conversations to read, each once", **at_least(1))
-    vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
-    tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
-    learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
-    warmup_steps: int = option(
-        150, "steps in which the learning rate rises; it then falls along a cosine", **at_least(1)
-    )
-    dtype: str = option(
-        "auto",
-        "number format of matrix products; auto takes bfloat16 where the processor has instructions for it",
-        choices=["auto", "float32", "bfloat16"],
-    )
-    shard: bool = option(
-        False, "with torchrun: keep a part of weights, gradients and moments in each process", action="store_true"
-    )
-    seed: int = option(0, "seed of corpus, weights and order", **SEED)
-    save_every: int = option(200, "optimizer steps after which the state of the training is saved", **at_least(1))
-    resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
 
 
 def main() -> None:
@@ -74,8 +22,11 @@ def main() -> None:
         description="Pretrains a small Llama-style model on synthetic retail conversations, or on your own text files.",
         example="python -m part3_pretrain.pretrain --corpus notes.txt letters.txt --checkpoint checkpoints/mine.pt",
     )
-    with locked(config.checkpoint.parent, config.out_dir), parallel.joined(config.shard):
-        run_pretraining(config)
+    with locked(config.checkpoint.parent, config.out_dir):
+        from part3_pretrain.parallel import joined  # only now, since torch takes seconds to import
+
+        with joined(config.shard):
+            run_pretraining(config)
 
 
 def run_pretraining(config: PretrainConfig) -> None:
@@ -85,11 +36,16 @@ def run_pretraining(config: PretrainConfig) -> None:
         UserError: a text file cannot be read or holds too little, a file cannot be written, or what --resume finds
             is of another run.
     """
+    from part3_pretrain import parallel
+    from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
+    from part3_pretrain.pretraining import pretrain, read_corpus, recent, save_loss_curve
+    from part3_pretrain.resuming import TrainingState, settings
+
     picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
     check_free(config.checkpoint, picture, state_file)
     texts = read_corpus(config)
-    made_by = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    made_by["corpus"] = [str(path) for path in config.corpus or []]
+    made_by = {name: value for name, value in asdict(config).items() if name not in DECIDE_NOTHING}
+    made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail conversations"
     decides = settings(config, but=DECIDE_NOTHING)
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
     with TrainingState(state_file, decides, config.save_every, config.resume) as state:
@@ -100,133 +56,6 @@ def run_pretraining(config: PretrainConfig) -> None:
                 save_loss_curve(picture, losses)
     print(f"pretraining ended at a loss of {recent(losses):.3f} nats per token")
     print(f"written: {config.checkpoint}, {picture}")
-
-
-def read_corpus(config: PretrainConfig) -> list[str]:
-    """The documents to learn from. Raises UserError where a file cannot be read or holds nothing."""
-    if config.corpus is None:
-        rng = Random(config.seed)
-        return [corpus.draw_conversation(rng) for _ in range(config.conversations)]
-    texts = []
-    for path in config.corpus:
-        try:
-            texts.append(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise cannot_read(path, error) from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-        if not texts[-1].strip():
-            raise UserError(f"{path} holds no text; leave it out")
-    return texts
-
-
-def pretrain(
-    texts: list[str], config: PretrainConfig, state: TrainingState | None = None
-) -> tuple[Transformer, Tokenizer, list[float]]:
-    """Learns a vocabulary, then to predict the next token.
-
-    Args:
-        state: where the training is kept, and goes on from if it holds one that was interrupted.
-
-    Returns:
-        The model, its tokenizer, and the loss of every step on text, in nats per token.
-
-    Raises:
-        UserError: a gradient is not finite; the state is that before the step.
-    """
-    torch.manual_seed(config.seed)
-    rng = Random(f"order/{config.seed}")
-    tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], config.vocab_size)
-    model = Transformer(ModelConfig(vocab_size=tokenizer.get_vocab_size()))
-    start_with_induction_heads(model)
-
-    rows = corpus.tokenize(texts, tokenizer, LONGEST_ROW)
-    steps = [(batch, True) for batch in corpus.batches(rows, config.tokens_per_batch, rng)]
-    digits = [tokenizer.get_vocab()[digit] for digit in "0123456789"]
-    for _ in range(round(COPY_SHARE * len(steps))):
-        steps.append((corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng), False))
-    rng.shuffle(steps)
-
-    objective = parallel.engine(model, next_token_loss, config.shard, torch.float32)
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=ADAM_BETAS,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, config.warmup_steps, len(steps))
-    )
-    low_precision = config.dtype == "bfloat16" or (config.dtype == "auto" and multiplies_bfloat16())
-    losses: list[float] = []
-    state = state or TrainingState()
-    state.attach(model=model, optimizer=optimizer, schedule=schedule, losses=losses)
-    done = schedule.last_epoch  # steps, in this class's words
-    if done:
-        say(f"resuming after step {done:,} of {len(steps):,}")
-    model.train()
-    bar = tqdm(total=len(steps), initial=done, desc="pretraining", unit="step", disable=None)
-    with bar, state.signals_wait(), bfloat16_products(model) if low_precision else nullcontext():
-        for (inputs, targets), is_text in steps[done:]:
-            tokens = int((targets != corpus.IGNORE).sum())
-            own_inputs, own_targets = parallel.share(inputs), parallel.share(targets)
-            if not len(own_inputs):  # all processes compute equally often, since they exchange their gradients
-                own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE)
-            own_loss = objective(own_inputs, own_targets) / tokens
-            (own_loss * parallel.count()).backward()  # of what the processes compute, the engines take the mean
-            (loss,) = parallel.sums(own_loss.item())
-            norm = parallel.whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT))
-            if not norm.isfinite():
-                state.save()
-                fault = f"the loss of step {schedule.last_epoch + 1} is {loss}, its gradient {norm.item()}"
-                raise UserError(f"{fault}; lower --learning-rate")
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if is_text:
-                losses.append(loss)
-                bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            bar.update()
-            if schedule.last_epoch % max(1, len(steps) // 10) == 0:
-                say(f"pretraining: step {schedule.last_epoch:,} of {len(steps):,}, loss {recent(losses):.3f}")
-            state.step_done()
-    return model, tokenizer, losses
-
-
-def recent(losses: list[float]) -> float:
-    """The mean of the last 20."""
-    return sum(losses[-20:]) / max(1, len(losses[-20:]))
-
-
-def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over the targets, (batch, time), that are not to be ignored."""
-    logits = model.lm_head(model(inputs))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE, reduction="sum")
-
-
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Rises linearly to 1, then falls along half a cosine (Loshchilov and Hutter 2017) to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
-
-
-def save_loss_curve(path: Path, losses: list[float]) -> None:
-    """Draws the loss of every step and its mean over 20 steps."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(range(1, len(losses) + 1), losses, color="#0072B2", alpha=0.3, linewidth=0.8, label="each step")
-    means = [sum(losses[max(0, end - 20) : end]) / min(20, end) for end in range(1, len(losses) + 1)]
-    axes.plot(range(1, len(losses) + 1), means, color="#0072B2", linewidth=2, label="mean of 20 steps")
-    axes.set(
-        title="Pretraining", xlabel="optimizer step on text", ylabel="cross-entropy (nats per token)", ylim=(0, None)
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

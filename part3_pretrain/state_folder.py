@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from part3_pretrain import parallel
 from part3_pretrain.command_line import UserError, first_line
-from part3_pretrain.files import check_writable
+from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.resuming import random_numbers, set_random_numbers
 
 VALUES, LAST_WRITTEN = "values.json", ".metadata"
@@ -73,7 +73,8 @@ class StateFolder:
             for unfinished in set(self.path.glob("save-*")) - set(self._whole_saves()):
                 shutil.rmtree(unfinished)
             check_writable(folder)
-            (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+            with written_whole(folder / VALUES) as temporary:
+                temporary.write_text(json.dumps(values), encoding="utf-8")
         dist.barrier(self.group)
         self.writing = dcp.async_save(  # type: ignore[assignment]
             _tensors(model, optimizer), checkpoint_id=folder, process_group=self.group

@@ -36,7 +36,13 @@ class ChatConfig:
 
     model: Path = option(Path("checkpoints/sft_model.pt"), "the fine-tuned model", **PATH)
     base: Path | None = option(None, "the model to compare with; by default the one it was fine-tuned from", **PATH)
-    context: str | None = option(None, "what to answer, once, instead of asking for messages", type=str)
+    context: str | None = option(
+        None,
+        "what to answer, once, instead of asking for messages",
+        wanted="a text that is not blank",
+        is_good=lambda text: text is None or bool(text.strip()),
+        type=str,
+    )
     json: bool = option(False, "print one JSON object for each message, for programs", action="store_true")
     prompt_template: str | None = option(
         None,
@@ -79,9 +85,11 @@ def main() -> None:
         elif sys.stdout.isatty():
             show_side_by_side(replies)
         else:
+            print(f"customer: {context}")
             for author, reply in replies.items():
                 *_, text = reply
-                print(f"{NAMES[author]}: {text} {in_words(rating_of(reply))}".rstrip(), flush=True)
+                print(f"{NAMES[author]}: {text} {in_words(rating_of(reply))}".rstrip())
+            print(flush=True)
 
 
 def messages(config: ChatConfig) -> Iterator[str]:
@@ -89,7 +97,10 @@ def messages(config: ChatConfig) -> Iterator[str]:
     if config.context is not None:
         yield config.context
     elif not sys.stdin.isatty():
-        yield from filter(str.strip, (line.rstrip("\n") for line in sys.stdin))
+        try:
+            yield from filter(str.strip, (line.rstrip("\n") for line in sys.stdin))
+        except UnicodeDecodeError as error:
+            raise UserError(f"the input is not {error.encoding} text; convert it with iconv") from error
     else:
         import readline
 

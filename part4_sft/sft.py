@@ -61,7 +61,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
         data = stages.prepare_data(config)
     with timed("pretraining", timing):
         if needs_pretraining(config):
-            from part3_pretrain.pretrain import PretrainConfig, run_pretraining
+            from part3_pretrain.config import PretrainConfig
+            from part3_pretrain.pretrain import run_pretraining
 
             print(f"{config.model} is missing, so Part 3 runs first and makes it")
             part3 = PretrainConfig(

@@ -129,7 +129,8 @@ def fine_tune(
         with timed(f"epoch {epoch}", seconds):
             validation_loss = mean_loss(model, validation_examples)
             if not validation_loss < HOPELESS:  # nor is NaN
-                raise UserError(f"the loss is {validation_loss} after epoch {epoch}; choose a smaller --learning-rate")
+                advice = "choose a smaller --learning-rate" if epoch else "this model knows nothing; name another"
+                raise UserError(f"the loss is {validation_loss} after epoch {epoch}; {advice}")
             replies = metrics.generate_replies(model, encoder, validation, sampling(config), config.seed)
             scores = score(replies, validation, scenarios)
             by_epoch.append(

@@ -85,8 +85,10 @@ def test_without_json_it_prints_a_line_for_each_model(run_main: Command, sft_che
     status, printed, _ = run_main(
         chat.main, "--model", sft_checkpoint, "--context", CONTEXT, "--max-new-tokens", 5, "--temperature", 0
     )
-    first, second = printed.split("fine-tuned: ")
-    assert status == 0 and first.startswith("pretrained: ") and "(rated " in first and "(rated " in second
+    asked, first, second, end = printed.split("\n", 3)
+    assert (status, asked, end) == (0, f"customer: {CONTEXT}", "\n")
+    assert first.startswith("pretrained: ") and second.startswith("fine-tuned: ")
+    assert "(rated " in first and "(rated " in second
 
 
 @pytest.mark.slow
@@ -113,6 +115,14 @@ def test_both_stand_side_by_side_and_lines_can_be_edited_and_recalled(
     again.wait_for("> Hello")
 
 
+def test_input_of_another_encoding_is_refused(
+    run_main: Command, sft_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("größer\n".encode("latin-1")), encoding="utf-8"))
+    status, printed, complained = run_main(chat.main, "--model", sft_checkpoint)
+    assert (status, printed) == (2, "") and complained.startswith("error: the input is not utf-8 text")
+
+
 def test_mistakes_end_in_one_line(
     run_main: Command, sft_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +133,7 @@ def test_mistakes_end_in_one_line(
         ["--model", sft_checkpoint, "--prompt-template", "nothing"],
         ["--model", sft_checkpoint, "--max-new-tokens", 1000],
         ["--model", sft_checkpoint, "--temperature", -1],
+        ["--model", sft_checkpoint, "--context", " "],
     ):
         status, _, complained = run_main(chat.main, "--context", "Hello", *options)
         assert status == 2 and complained.startswith("error: ") and complained.count("\n") == 1, complained

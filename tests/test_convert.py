@@ -67,6 +67,7 @@ def test_there_and_back_gives_the_same_weights_and_tokenizer(
     assert command("to-hf", tmp_path / "back.pt", tmp_path / "again")[0] == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "folder").iterdir())  # others may read them
 
 
 def test_the_pipeline_of_transformers_answers_as_we_do(

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from part3_pretrain import retail
 from part3_pretrain.corpus import COPY_LENGTH, IGNORE, batches, copy_batch, draw_conversation, tokenize
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.pretrain import next_token_loss
+from part3_pretrain.pretraining import next_token_loss
 from part3_pretrain.retail import HIGH_QUALITY, INTENTS, WORLD, Scenario
 from part3_pretrain.tokenizer import train_tokenizer
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from part3_pretrain.command_line import UserError
-from part3_pretrain.files import check_writable, written_whole
+from part3_pretrain.files import check_writable, locked, written_whole
 
 
 def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
@@ -35,6 +37,21 @@ def test_missing_folders_are_made_and_left_empty(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     check_writable(folder, folder)
     assert list(folder.iterdir()) == []
+
+
+def test_folders_that_were_locked_for_nothing_go_away_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "empty", tmp_path / "filled"):
+        (tmp_path / "filled" / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["filled"]
+
+
+def test_a_drive_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="cannot lock .*; choose one on a local disk"), locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("below", ["", "folder"])

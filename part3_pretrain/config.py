@@ -1,0 +1,37 @@
+"""The settings of pretraining: one dataclass, whose fields are the options of `python -m part3_pretrain.pretrain`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option
+
+LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What can be chosen; `--help` explains each."""
+
+    corpus: list[Path] | None = option(None, "text files to read instead of retail conversations", nargs="+", **PATH)
+    checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
+    out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
+    conversations: int = option(80_000, "retail conversations to read, each once", **at_least(1))
+    vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
+    tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
+    learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
+    warmup_steps: int = option(
+        150, "steps in which the learning rate rises; it then falls along a cosine", **at_least(1)
+    )
+    dtype: str = option(
+        "auto",
+        "number format of matrix products; auto takes bfloat16 where the processor has instructions for it",
+        choices=["auto", "float32", "bfloat16"],
+    )
+    shard: bool = option(
+        False, "with torchrun: keep a part of weights, gradients and moments in each process", action="store_true"
+    )
+    seed: int = option(0, "seed of corpus, weights and order", **SEED)
+    save_every: int = option(200, "optimizer steps after which the state of the training is saved", **at_least(1))
+    resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
