@@ -71,5 +71,5 @@ def test_a_save_that_fails_leaves_the_old_file_alone(path: Path, model: Transfor
 
 
 def test_a_path_that_cannot_be_looked_at_is_told_as_such(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read .*; name a file that is there and may be read"):
+    with pytest.raises(UserError, match=r"cannot read .*; name a file that is there and may be read"):
         load_checkpoint(tmp_path / ("a" * 300))

@@ -50,7 +50,7 @@ def test_a_drive_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(UserError, match="cannot lock .*; choose one on a local disk"), locked(tmp_path):
+    with pytest.raises(UserError, match=r"cannot lock .*; choose one on a local disk"), locked(tmp_path):
         pass
 
 
