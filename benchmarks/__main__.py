@@ -49,7 +49,7 @@ def main() -> None:
     print(sections[0])
     for name in arguments.names or BENCHMARKS:
         title, module, function = BENCHMARKS[name]
-        measure: Callable[[], str] = getattr(import_module(f"benchmarks.{module}"), function)
+        measure: Callable[..., str] = getattr(import_module(f"benchmarks.{module}"), function)
         if name == "growth":
             measure = partial(measure, arguments.out_dir)
         start = time.perf_counter()

@@ -7,6 +7,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from benchmarks.memory import SHAPES
 from benchmarks.side_by_side import (
     CONFIG,
     Measured,
+    Side,
     alternate,
     in_our_order,
     largest_difference,
@@ -28,7 +30,7 @@ from part4_sft.config import DEFAULT_CHECKPOINT
 from part4_sft.encoding import Example
 from part4_sft.training import train
 
-SAMPLINGS = {
+SAMPLINGS: dict[str, dict[str, Any]] = {
     "plain": {"train_sampling_strategy": "sequential"},
     "grouped by length": {"train_sampling_strategy": "group_by_length"},
     "packed": {"packing": True},
@@ -51,7 +53,8 @@ def default_model() -> str:
     examples = the_500_pairs(checkpoint.tokenizer)
     with tempfile.TemporaryDirectory() as temporary:
         folder = trl_side.export(Path(temporary) / "model", checkpoint.model, checkpoint.tokenizer)
-        lines, fastest = ["One run of each way that TRL offers, real tokens a second:", ""], (0.0, "", {})
+        lines = ["One run of each way that TRL offers, real tokens a second:", ""]
+        fastest: tuple[float, str, dict[str, Any]] = (0.0, "", {})
         for dtype in ("float32", "bfloat16"):
             for name, sampling in SAMPLINGS.items():
                 settings = trl_side.SAME | {"bf16": dtype == "bfloat16"} | sampling
@@ -87,7 +90,7 @@ def large_model(steps: int = 5, rounds: int = 4) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = trl_side.export(Path(temporary) / "model", model, tokenizer)
         grouped = trl_side.SAME | SAMPLINGS["grouped by length"]
-        sides = {
+        sides: dict[str, Side] = {
             "part4_sft": partial(fine_tune, model, examples),
             "TRL, float32, grouped by length": lambda: trl_side.fine_tune(folder, examples, **grouped)[0],
         }

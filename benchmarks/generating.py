@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM
 
 from benchmarks import trl_side
-from benchmarks.side_by_side import Measured, alternate, table
+from benchmarks.side_by_side import Measured, Side, alternate, table
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.model import Transformer
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
@@ -45,7 +45,7 @@ def main() -> str:
         transformers_model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tables = []
     for temperature, name in ((0.0, "The likeliest token"), (0.7, "Sampled at temperature 0.7")):
-        sides = {"part4_sft": partial(ours, checkpoint.model, prompts, temperature)}
+        sides: dict[str, Side] = {"part4_sft": partial(ours, checkpoint.model, prompts, temperature)}
         for size in BATCH_SIZES:
             sides[f"transformers, {size} at once"] = partial(theirs, transformers_model, prompts, temperature, size)
         found = alternate(sides, rounds=2)

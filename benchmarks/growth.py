@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -46,7 +46,7 @@ Row = tuple[float, float]  # how many, and the cost of one
 
 def main(out_dir: Path) -> str:
     made = {count: cost_of_making(count) for count in MADE}
-    panels = {
+    panels: dict[str, tuple[str, list[Row]]] = {
         "pairs": ("ms a pair: load, tokenise, train", [(n, 1000 * cost_of_pairs(n)) for n in PAIRS]),
         "response tokens": ("ms a token trained on", [(n, 1000 * cost_of_length(n)) for n in RESPONSE_LENGTHS]),
         "pairs a step": ("ms a pair", [(n, 1000 * cost_of_batch(n)) for n in BATCH_SIZES]),
@@ -74,7 +74,7 @@ def seconds_of(work: Callable[[], object], rounds: int = 2) -> float:
     return min(found)
 
 
-def train_on(model: Transformer, examples: list[Example], batch_size: int = 8) -> None:
+def train_on(model: Transformer, examples: Sequence[Example], batch_size: int = 8) -> None:
     train(model, examples, SFTConfig(epochs=1, batch_size=batch_size), after_epoch=lambda epoch, loss: None)
 
 

@@ -9,7 +9,9 @@ decide the choice and order of the pairs and the sampling.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -57,11 +59,11 @@ def main() -> None:
     load_checkpoint(config.model)
     pairs, test = make_datasets(0)["sft_dataset"], make_datasets(OTHER_TEST_SEED)["sft_test"]
     good, others = [pair for pair in pairs if pair.high_quality], [pair for pair in pairs if not pair.high_quality]
-    choices = {
+    choices: dict[str, Callable[[Random], list[Pair]]] = {
         "500 high-quality pairs": lambda rng: good,
         "500 others": lambda rng: rng.sample(others, 500),
         "all 5,000": lambda rng: pairs,
-        **{f"{count} high-quality pairs": lambda rng, count=count: rng.sample(good, count) for count in FEWER},
+        **{f"{count} high-quality pairs": partial(Random.sample, population=good, k=count) for count in FEWER},
     }
     results: dict[str, Found] = {}
     with tqdm(total=len(SEEDS) * (len(choices) + 1), desc="fine-tuning runs", unit="run", disable=None) as bar:
@@ -83,7 +85,8 @@ def main() -> None:
 
 def in_steps(pairs: list[Pair], seed: int) -> list[Pair]:
     """As many pairs as `STEPS` batches hold, in one go: all of them over and over, each time in another order."""
-    rng, repeated = Random(f"order/{seed}"), []
+    rng = Random(f"order/{seed}")
+    repeated: list[Pair] = []
     while len(repeated) < STEPS * SFTConfig.batch_size:
         repeated += rng.sample(pairs, len(pairs))
     return repeated[: STEPS * SFTConfig.batch_size]
@@ -95,7 +98,7 @@ def fine_tune(
     """Fine-tunes the checkpoint on all of the pairs; returns the scores of every test context after each epoch."""
     loaded = load_checkpoint(checkpoint)
     model, encoder = loaded.model, PairEncoder(loaded.tokenizer, loaded.model.config.eos_ids[0])
-    scenarios = recognise(test)
+    scenarios: list[retail.Scenario] = recognise(test)  # type: ignore[assignment]  # what is made is recognised
     found = []
 
     def evaluate(epoch: int, train_loss: float) -> None:

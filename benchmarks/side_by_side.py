@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -28,7 +29,7 @@ class Measured:
 
     seconds: float
     amount: float
-    outcome: list[float] = field(default_factory=list)
+    outcome: list[Any] = field(default_factory=list)
 
     @property
     def rate(self) -> float:

@@ -30,7 +30,7 @@ transformers.logging.disable_progress_bar()
 disable_progress_bars()
 
 # The same arithmetic as `part4_sft`: Adam at a constant rate, no clipping, float32, every activation kept.
-SAME = {
+SAME: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "weight_decay": 0.0,  # makes AdamW Adam
     "max_grad_norm": 0.0,  # clips nothing
@@ -69,7 +69,7 @@ def fine_tune(
         Seconds, real tokens (padding is not counted) and every step's loss; every step's gradient norm; the model.
     """
     clock = Clock()
-    options = {
+    options: dict[str, Any] = {
         "num_train_epochs": 1,
         "max_steps": steps,
         "learning_rate": 5e-5,

@@ -6,6 +6,7 @@ import copy
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +40,7 @@ def main() -> str:
         outcomes["part4_sft"] = [score(replies, pairs, scenarios)["bleu"] for replies in both]
         return Measured(time.perf_counter() - start, AN_HOUR)
 
-    def theirs(**settings: object) -> Measured:
+    def theirs(**settings: Any) -> Measured:
         start = time.perf_counter()
         _, _, model = trl_side.fine_tune(folder, examples, num_train_epochs=SFTConfig.epochs, **settings)
         both = []

@@ -11,7 +11,7 @@ import torch
 from part4_sft.metrics import Entry, bleu, rouge_l
 
 
-def paired_bootstrap(before: list[float], after: list[float], seed: int, resamples: int = 10_000) -> dict[str, object]:
+def paired_bootstrap(before: list[float], after: list[float], seed: int, resamples: int = 10_000) -> dict[str, Any]:
     """How sure is it that the second model is better (Koehn 2004)?
 
     Args:
@@ -30,7 +30,7 @@ def paired_bootstrap(before: list[float], after: list[float], seed: int, resampl
     return {"difference": gains.mean().item(), "ci95": [low, high], "p_value": min(1.0, max(2 * tail, 1 / resamples))}
 
 
-def compare(entries: list[Entry], seed: int) -> dict[str, dict[str, object]]:
+def compare(entries: list[Entry], seed: int) -> dict[str, dict[str, Any]]:
     """The paired bootstrap of SFT against pretrained for BLEU, ROUGE-L and, where the rubric applies, the rating.
 
     Args:

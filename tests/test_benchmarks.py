@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Command
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.side_by_side import Measured, alternate, largest_difference, table
+from tests.conftest import Command
 
 
 def test_sides_take_turns_and_the_first_round_is_not_counted() -> None:

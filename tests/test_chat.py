@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ def sft_checkpoint(tiny_checkpoint: Path, tokenizer: Tokenizer, tmp_path_factory
 
 
 @pytest.fixture
-def ask(run_main: Command, sft_checkpoint: Path) -> Callable[..., dict[str, dict[str, object]]]:
-    def call(*options: object) -> dict[str, dict[str, object]]:
+def ask(run_main: Command, sft_checkpoint: Path) -> Callable[..., dict[str, Any]]:
+    def call(*options: object) -> dict[str, Any]:
         status, printed, _ = run_main(chat.main, "--model", sft_checkpoint, "--json", "--max-new-tokens", 20, *options)
         assert status == 0
         return json.loads(printed)
@@ -45,7 +46,7 @@ def ask(run_main: Command, sft_checkpoint: Path) -> Callable[..., dict[str, dict
 
 
 def test_a_message_is_answered_as_in_the_evaluation(
-    ask: Callable[..., dict[str, dict[str, object]]],
+    ask: Callable[..., dict[str, Any]],
     tiny_model: Transformer,
     tokenizer: Tokenizer,
 ) -> None:
@@ -59,7 +60,7 @@ def test_a_message_is_answered_as_in_the_evaluation(
     assert found["sft"]["rating"] < 4 and "does not name the customer's item" in found["sft"]["faults"]
 
 
-def test_options_of_sampling_count(ask: Callable[..., dict[str, dict[str, object]]]) -> None:
+def test_options_of_sampling_count(ask: Callable[..., dict[str, Any]]) -> None:
     def reply(*options: object) -> object:
         return ask("--context", CONTEXT, *options)["sft"]["text"]
 
@@ -67,7 +68,7 @@ def test_options_of_sampling_count(ask: Callable[..., dict[str, dict[str, object
     assert reply("--temperature", 0) == reply("--top-k", 1) == reply("--top-p", 0.001) != reply()
 
 
-def test_what_is_not_of_the_retail_world_is_not_rated(ask: Callable[..., dict[str, dict[str, object]]]) -> None:
+def test_what_is_not_of_the_retail_world_is_not_rated(ask: Callable[..., dict[str, Any]]) -> None:
     assert "rating" not in ask("--context", "How are you?")["sft"]
 
 

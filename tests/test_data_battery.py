@@ -13,7 +13,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,10 +23,11 @@ import pytest
 
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.command_line import UserError
+from part3_pretrain.model import Transformer
 from part4_sft import report, sft, stages
 from part4_sft.encoding import Example
 from part4_sft.formats import load_pairs
-from part4_sft.training import train
+from part4_sft.training import Step, train
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., tuple[int | str | None, str, str]]
@@ -407,7 +408,12 @@ def test_unusual_data_trains_and_every_pair_is_counted(
 ) -> None:
     monkeypatch.setattr(report, "save_loss_curve", lambda path, *given: path.touch())  # most of the time of such a run
     trained: list[Example] = []
-    monkeypatch.setattr(stages, "train", lambda *given, **more: trained.extend(given[1]) or train(*given, **more))
+
+    def noting(model: Transformer, examples: Sequence[Example], *given: Any, **more: Any) -> list[Step]:
+        trained.extend(examples)
+        return train(model, examples, *given, **more)
+
+    monkeypatch.setattr(stages, "train", noting)
     path = tmp_path / case.file
     path.write_bytes(case.contents.encode())
     status, printed, told = run_main(sft.main, *options, "--data", path, *case.options)
@@ -459,7 +465,7 @@ def test_a_process_of_its_own_says_the_same_and_ends_with_2(
     options: list[str], tmp_path: Path, contents: bytes, given: list[bytes], told: bytes
 ) -> None:
     (tmp_path / "pairs.json").write_bytes(contents)
-    command = [sys.executable, "-m", "part4_sft.sft", *options, "--data", "pairs.json", *given]
+    command: list[str | bytes] = [sys.executable, "-m", "part4_sft.sft", *options, "--data", "pairs.json", *given]
     finished = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert finished.returncode == 2
     assert finished.stderr.startswith(b"error: ") and finished.stderr.count(b"\n") == 1 and told in finished.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def prompts(*lengths: int) -> list[list[int]]:
     return [[rng.randrange(2, VOCAB) for _ in range(length)] for length in lengths]
 
 
-def replies(model: Transformer, asked: list[list[int]], sampling: Sampling, **options: int) -> list[Generated]:
+def replies(model: Transformer, asked: list[list[int]], sampling: Sampling, **options: Any) -> list[Generated]:
     return generate(model, asked, sampling, **options)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nltk.metrics.agreement import AnnotationTask
 
 from part4_sft import label
-from part4_sft.dataset import save_pairs
+from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
 from part4_sft.label import weighted_kappa
 from tests.conftest import Command, Terminal
@@ -231,7 +231,7 @@ def test_what_is_not_rated_keeps_its_label_or_gets_none(terminal: Start, tmp_pat
     assert qualities(labelled) == [0, 1, 1] and qualities(unlabelled) == [0, 0, 0]
 
 
-def test_made_pairs_can_be_labelled(terminal: Start, tmp_path: Path, made: dict[str, list[object]]) -> None:
+def test_made_pairs_can_be_labelled(terminal: Start, tmp_path: Path, made: dict[str, list[Pair]]) -> None:
     path = tmp_path / "sft_dataset.json"
     save_pairs(path, made["sft_dataset"])
     before = path.read_bytes()

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -44,7 +45,7 @@ TEXTS = [
 @pytest.mark.parametrize("reply", TEXTS)
 def test_bleu_equals_that_of_sacrebleu(reply: str) -> None:
     hypothesis, reference = (" ".join(wordpunct_tokenize(text)) for text in (reply, REFERENCE))
-    smoothing = {"smooth_method": "floor", "smooth_value": 0.1, "use_effective_order": False}
+    smoothing: dict[str, Any] = {"smooth_method": "floor", "smooth_value": 0.1, "use_effective_order": False}
     judge = sacrebleu.sentence_bleu(hypothesis, [reference], tokenize="none", **smoothing)
     assert bleu(reply, REFERENCE) == pytest.approx(judge.score / 100, abs=1e-6)
 

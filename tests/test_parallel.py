@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def in_processes(
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def evaluation(folder: Path) -> dict[str, object]:
+def evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "outputs" / "evaluation.json").read_text())
 
 
@@ -150,7 +151,7 @@ def test_other_ways_to_train_end_well_and_lower_the_loss(more: list[str], option
 # ---------------------------------------------------------------------------------------------------- interrupted
 
 
-def at_step(wanted: int, number: int, victim: int = 0) -> Callable[[int], None]:
+def at_step(wanted: int, number: int, victim: int = 0) -> Callable[[int], object]:
     """Prepares one process to send itself a signal behind one of its steps."""
     steps = iter(range(1, wanted + 1))
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import IO, Any
 
 import peft  # noqa: F401, so that not every process of a test imports it anew
 import pytest
@@ -23,6 +24,7 @@ from part3_pretrain.command_line import exit_status
 from part3_pretrain.files import locked
 from part4_sft import sft, training
 from part4_sft.dataset import Pair, save_pairs
+from part4_sft.encoding import shuffled_steps
 
 Command = Callable[..., tuple[int | str | None, str, str]]
 WAYS = {  # of training: different things are in the state
@@ -55,7 +57,7 @@ def kill_self(number: int = signal.SIGKILL) -> None:
     os.kill(os.getpid(), number)
 
 
-def at_step(wanted: int, after: bool = True, number: int = signal.SIGKILL) -> Callable[[], None]:
+def at_step(wanted: int, after: bool = True, number: int = signal.SIGKILL) -> Callable[[], object]:
     """Prepares a process to send itself a signal before or after the weights change at one of its steps."""
     register = register_optimizer_step_post_hook if after else register_optimizer_step_pre_hook
     steps = iter(range(1, wanted + 1))
@@ -71,7 +73,7 @@ def in_save(wanted: int) -> Callable[[], None]:
     """Prepares a process to kill itself when half of a checkpoint or state is written."""
     save, saves = torch.save, iter(range(1, wanted + 1))
 
-    def save_half(contents: object, file: object) -> None:
+    def save_half(contents: object, file: IO[bytes]) -> None:
         save(contents, file)
         if next(saves) == wanted:
             file.flush()
@@ -323,14 +325,14 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_step_and_pairs(
 ) -> None:
     masked_loss, calls = training.masked_loss, iter(range(1, 10_000))
 
-    def overflowing(model: torch.nn.Module, *batch: object) -> torch.Tensor:
-        loss = masked_loss(model, *batch)
+    def overflowing(*given: Any) -> torch.Tensor:
+        loss = masked_loss(*given)
         return loss * float("inf") if torch.is_grad_enabled() and next(calls) == 5 else loss
 
     monkeypatch.setattr(training, "masked_loss", overflowing)
     status, _, complained = run_main(sft.main, *sft_options, *in_folder(tmp_path))
     assert status == 2 and complained.count("\n") == 1
-    places = training.shuffled_steps(18, 3, 1, 0)[4]
+    places = shuffled_steps(18, 3, 1, 0)[4]
     assert complained.startswith("error: the loss of step 5 is inf")
     assert f"(training pairs {', '.join(str(place + 1) for place in places)})" in complained
     state = torch.load(tmp_path / "checkpoints" / "sft_model.state.pt", weights_only=True)

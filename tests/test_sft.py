@@ -150,7 +150,7 @@ def recomputed(entries: list[dict[str, Any]], author: str) -> dict[str, float]:
         replies = [sample[number] for sample in samples]
         texts, references = [reply["text"] for reply in replies], [entry["reference"] for entry in entries]
         said, wanted = ([spaced(text) for text in column] for column in (texts, references))
-        smoothing = {"smooth_method": "floor", "smooth_value": 0.1, "tokenize": "none"}
+        smoothing: dict[str, Any] = {"smooth_method": "floor", "smooth_value": 0.1, "tokenize": "none"}
         scorer = RougeScorer(["rougeL"])
         words_said, words_wanted = ([wordpunct_tokenize(text) for text in column] for column in (texts, references))
         pairs = [pair for words in words_said for pair in pairwise(words)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from part3_pretrain.model import Transformer
 from part4_sft import training
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
+from part4_sft.encoding import Example, Examples, PairEncoder, collate, shuffled_steps
 from part4_sft.generation import Sampling, generate
 from part4_sft.stages import chosen, fine_tune, training_data
 from part4_sft.training import masked_loss, mean_loss, train
@@ -19,12 +20,12 @@ FAST = SFTConfig(learning_rate=1e-3, epochs=3)
 
 
 @pytest.fixture(scope="module")
-def examples(made: dict[str, list[Pair]], encoder: PairEncoder) -> list[Example]:
+def examples(made: dict[str, list[Pair]], encoder: PairEncoder) -> Examples:
     """Eleven pairs: a full step of 8 and one of 3."""
     return encoder.examples(made["sft_dataset"][495:506])
 
 
-def trained(model: Transformer, examples: list[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
+def trained(model: Transformer, examples: Sequence[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
     """A fine-tuned copy, and the loss of every step."""
     model = copy.deepcopy(model)
     steps = train(model, examples, config, after_epoch=lambda epoch, loss: None)
@@ -45,14 +46,14 @@ def naive_losses(model: Transformer, example: Example) -> list[float]:
     return [-log_probabilities[place - 1, example.ids[place]].item() for place in places]
 
 
-def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
+def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transformer, examples: Examples) -> None:
     losses = [loss for example in examples for loss in naive_losses(tiny_model, example)]
     batch = masked_loss(tiny_model, *collate(examples)).item()
     assert batch / len(losses) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     assert mean_loss(tiny_model, examples, batch_size=4) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
-def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transformer, examples: list[Example]) -> None:
+def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transformer, examples: Examples) -> None:
     """The loss of a batch and its gradient are the sums of those of its examples, each computed alone."""
     together, apart = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
     loss = masked_loss(together, *collate(examples))
@@ -65,7 +66,7 @@ def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transform
 
 
 def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient(
-    tiny_model: Transformer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Transformer, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for at_once in (training.LOGITS_AT_ONCE, 50 * tiny_model.config.vocab_size, 1):
@@ -79,10 +80,11 @@ def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient(
     assert found[2][0] < found[0][0]
 
 
-def test_the_context_has_no_gradient_but_through_attention(tiny_model: Transformer, examples: list[Example]) -> None:
+def test_the_context_has_no_gradient_but_through_attention(tiny_model: Transformer, examples: Examples) -> None:
     """Nothing is asked of the last block at the context's places: that much work is saved."""
-    model, seen = copy.deepcopy(tiny_model), []
-    model.norm.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+    model = copy.deepcopy(tiny_model)
+    seen: list[torch.Tensor] = []
+    model.norm.register_full_backward_hook(lambda module, inputs, outputs: seen.extend(outputs))
     masked_loss(model, *collate(examples[:1])).backward()
     (gradient,) = seen
     assert len(gradient) == sum(label != -100 for label in examples[0].labels)
@@ -92,7 +94,7 @@ def test_the_context_has_no_gradient_but_through_attention(tiny_model: Transform
 # ---------------------------------------------------------------------------------------------------- the loop
 
 
-def test_accumulation_does_not_change_the_trajectory(tiny_model: Transformer, examples: list[Example]) -> None:
+def test_accumulation_does_not_change_the_trajectory(tiny_model: Transformer, examples: Examples) -> None:
     whole, losses = trained(tiny_model, examples, FAST)
     assert len(losses) == 6
     for parts in (4, 8):
@@ -102,9 +104,7 @@ def test_accumulation_does_not_change_the_trajectory(tiny_model: Transformer, ex
     assert not torch.allclose(weights(whole), weights(tiny_model), atol=1e-4)
 
 
-def test_gradient_checkpointing_does_not_change_the_trajectory(
-    tiny_model: Transformer, examples: list[Example]
-) -> None:
+def test_gradient_checkpointing_does_not_change_the_trajectory(tiny_model: Transformer, examples: Examples) -> None:
     model, losses = trained(tiny_model, examples, FAST)
     frugal = copy.deepcopy(tiny_model)
     frugal.gradient_checkpointing = True
@@ -113,7 +113,7 @@ def test_gradient_checkpointing_does_not_change_the_trajectory(
     assert torch.allclose(weights(frugal), weights(model), atol=1e-6)
 
 
-def test_the_gradient_norm_of_a_step_is_that_of_its_mean_loss(tiny_model: Transformer, examples: list[Example]) -> None:
+def test_the_gradient_norm_of_a_step_is_that_of_its_mean_loss(tiny_model: Transformer, examples: Examples) -> None:
     config = replace(FAST, epochs=1, gradient_accumulation_steps=4)
     (first, _) = train(copy.deepcopy(tiny_model), examples, config, after_epoch=lambda epoch, loss: None)
     model = copy.deepcopy(tiny_model)
@@ -127,7 +127,7 @@ def test_the_gradient_norm_of_a_step_is_that_of_its_mean_loss(tiny_model: Transf
 
 @pytest.mark.parametrize("moments_dtype", ["float32", "bfloat16"])
 def test_weights_in_bfloat16_learn_and_stay_in_bfloat16(
-    tiny_model: Transformer, examples: list[Example], moments_dtype: str
+    tiny_model: Transformer, examples: Examples, moments_dtype: str
 ) -> None:
     torch.manual_seed(0)
     config = replace(FAST, learning_rate=1e-2, epochs=8, moments_dtype=moments_dtype)
@@ -137,7 +137,7 @@ def test_weights_in_bfloat16_learn_and_stay_in_bfloat16(
     assert losses[-1] < exact[0] - 1 and losses[-1] == pytest.approx(exact[-1], abs=0.1)
 
 
-def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
+def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examples: Examples) -> None:
     """Also of the last, smaller step: with a learning rate of almost nothing, an epoch measures the untrained model."""
     means: list[float] = []
     config = replace(FAST, learning_rate=1e-12, epochs=1)
@@ -146,7 +146,7 @@ def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examp
 
 
 def test_the_same_seed_trains_the_same_bits_and_another_seed_others(
-    tiny_model: Transformer, examples: list[Example]
+    tiny_model: Transformer, examples: Examples
 ) -> None:
     first, losses = trained(tiny_model, examples, FAST)
     again, same_losses = trained(tiny_model, examples, FAST)
