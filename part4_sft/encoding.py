@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -33,6 +33,7 @@ from part4_sft.dataset import Pair
 
 AT_ONCE = 1000  # pairs given to the tokenizer, which works on them in parallel
 TOLD = 10  # places in a message
+TooLong = list[tuple[str, str]]  # where responses come from, and their sizes
 
 
 @dataclass(frozen=True)
@@ -173,31 +174,32 @@ class PairEncoder:
             return fitted[0]
         raise ValueError(f"its response has {self._size(pair, reply)}, too many for {self.max_length} tokens")
 
-    def examples(self, pairs: Iterable[Pair], name: str = "training") -> Examples:
-        """Tokenises and masks pairs, and tells how many contexts had to be cut.
+    def examples(self, pairs: Iterable[Pair]) -> Examples:
+        """Tokenises and masks pairs. Raises UserError as `sets` does."""
+        return self.sets({"training": pairs})["training"]
 
-        Args:
-            name: of the set of pairs, for that note.
+    def sets(self, pairs: Mapping[str, Iterable[Pair]]) -> dict[str, Examples]:
+        """Tokenises and masks sets of pairs, and tells how many contexts of each had to be cut.
 
         Raises:
-            UserError: responses are too long; the message names them.
+            UserError: responses are too long; the message names those of all sets.
         """
-        cut: list[str] = []
-        examples = Examples(self.encoded(pairs, cut))
-        tell_of_cut(cut, len(examples), name)
-        return examples
+        too_long: TooLong = []
+        cut: dict[str, list[str]] = {name: [] for name in pairs}
+        found = {name: Examples(self.encoded(of_set, cut[name], too_long)) for name, of_set in pairs.items()}
+        self.check(too_long)
+        for name, examples in found.items():
+            tell_of_cut(cut[name], len(examples), name)
+        return found
 
-    def encoded(self, pairs: Iterable[Pair], cut: list[str]) -> Iterator[Example]:
-        """Tokenises and masks any number of pairs.
+    def encoded(self, pairs: Iterable[Pair], cut: list[str], too_long: TooLong) -> Iterator[Example]:
+        """Tokenises and masks any number of pairs, but for those whose responses are too long.
 
         Args:
             cut: gets a line for each context that loses its beginning: where it comes from.
-
-        Raises:
-            UserError: responses are too long; the message names them, and comes once all have been looked at.
+            too_long: gets an entry for each such response, for `check`.
         """
         pairs, done = iter(pairs), 0
-        too_long: list[tuple[str, str]] = []  # where they come from, and their sizes
         while some := list(islice(pairs, AT_ONCE)):
             wheres = [pair.where or f"pair {place}" for place, pair in enumerate(some, start=done + 1)]
             for where, pair, (prompt, reply) in zip(wheres, some, self._tokenised(some)):
@@ -212,10 +214,11 @@ class PairEncoder:
                 else:
                     too_long.append((where, self._size(pair, reply)))
             done += len(some)
-        if too_long:
-            self._refuse(too_long)
 
-    def _refuse(self, too_long: list[tuple[str, str]]) -> NoReturn:
+    def check(self, too_long: TooLong) -> None:
+        """Raises UserError where there are any."""
+        if not too_long:
+            return
         (first, size), *others = too_long
         places = [f"{where.rpartition(', ')[2]} ({size})" for where, size in others]
         places[TOLD:] = [f"{len(others) - TOLD} more"] * (len(others) > TOLD)

@@ -9,6 +9,7 @@ from typing import Any
 from part3_pretrain.files import written_whole
 
 SHOWN = {"rated_4_or_more": "share rated 4.0 or more", "rouge_l": "ROUGE-L", "bleu": "BLEU"}  # epoch by epoch
+PRINTED = ("bleu", "rouge_l", "rated_4_or_more")
 FEWEST_CONTEXTS = 20  # of fewer, resampling knows too little of what other contexts would be like
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 
@@ -213,7 +214,7 @@ def _lowest_in_words(by_epoch: list[dict[str, Any]]) -> str:
 
 def epoch_in_words(entry: dict[str, Any]) -> str:
     """An entry of `by_epoch` in a line."""
-    scores = [f"{MEASURES[key][0]} {MEASURES[key][1].format(entry[key])}" for key in SHOWN if key in entry]
+    scores = [f"{MEASURES[key][0]} {MEASURES[key][1].format(entry[key])}" for key in PRINTED if key in entry]
     return f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.3f}, {', '.join(scores)}"
 
 
@@ -297,7 +298,7 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     print(f"\ntrained on {data['trained_on']:,} of {data['sft_dataset']:,} pairs{why}\n\nwritten:")
     for path in written:
         print(f"  {path}")
-    shown = {key: MEASURES[key] for key in ("bleu", "rouge_l", "rated_4_or_more") if key in evaluation["sft"]}
+    shown = {key: MEASURES[key] for key in PRINTED if key in evaluation["sft"]}
     names = [name for name, *_ in shown.values()]
     print("\n" + " " * 12 + "".join(f"{name:>20}" for name in names))
     for author in ("pretrained", "sft"):

@@ -44,6 +44,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
     from part3_pretrain import parallel
     from part3_pretrain.checkpoint import load_checkpoint
+    from part3_pretrain.progress import say
     from part3_pretrain.resuming import TrainingState
     from part4_sft import report, stages
     from part4_sft.encoding import PairEncoder
@@ -75,10 +76,12 @@ def run(config: SFTConfig) -> dict[str, Any]:
     encoder = PairEncoder.of(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
     with timed("tokenising", timing):
-        training = stages.training_data(config, data, encoder)
+        training, validation = stages.tokenised(config, data, encoder)
+    counts = f"{len(validation)} are for validation and {len(data['sft_test'])} for the test"
+    say(f"{len(training.examples):,} of {training.pairs:,} pairs train; {counts}")
     decides = stages.decided_by(config, training, data, model)
     with TrainingState(config.checkpoint_dir / stages.STATE_FILE, decides, config.save_every, config.resume) as state:
-        steps, by_epoch = stages.fine_tune(model, encoder, training.examples, data, config, timing, state)
+        steps, by_epoch = stages.fine_tune(model, encoder, training.examples, validation, data, config, timing, state)
         with parallel.whole(model):
             with timed("evaluation", timing):
                 # Read again, now that gradients and moments have gone, rather than kept in memory beside them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -28,7 +28,7 @@ from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.comparison import compare
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import Examples, PairEncoder
+from part4_sft.encoding import Example, PairEncoder
 from part4_sft.failures import errors_by_category, worst_replies
 from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling
@@ -96,18 +96,25 @@ def chosen(pairs: list[Pair], config: SFTConfig) -> list[Pair]:
     return [pair for pair in pairs if dataset.trains(pair, config.train_on)]
 
 
-def training_data(config: SFTConfig, data: dict[str, list[Pair]], encoder: PairEncoder) -> TrainingData:
-    """The pairs that give gradients, as examples."""
+def tokenised(
+    config: SFTConfig, data: dict[str, list[Pair]], encoder: PairEncoder
+) -> tuple[TrainingData, Sequence[Example]]:
+    """The pairs that give gradients, and those for validation, as examples."""
+    # Those for the test too, for one that does not fit is better told of now than after the training.
+    sets = {name: data[f"sft_{name}"] for name in ("validation", "test")}
     if config.stream and config.data:
-        return streamed(config.data, encoder, config.train_on, config.out_dir)
+        found = encoder.sets(sets)
+        return streamed(config.data, encoder, config.train_on, config.out_dir), found["validation"]
     pairs = data["sft_dataset"]
-    return TrainingData(encoder.examples(chosen(pairs, config)), len(pairs), _digest(pairs))
+    found = encoder.sets({"training": chosen(pairs, config), **sets})
+    return TrainingData(found["training"], len(pairs), _digest(pairs)), found["validation"]
 
 
 def fine_tune(
     model: Transformer,
     encoder: PairEncoder,
-    examples: Examples,
+    examples: Sequence[Example],
+    validation_examples: Sequence[Example],
     data: dict[str, list[Pair]],
     config: SFTConfig,
     timing: dict[str, float],
@@ -116,8 +123,6 @@ def fine_tune(
     """Trains the model in place; returns every step and, for every epoch from 0, what validation says."""
     validation = data["sft_validation"]
     scenarios = metrics.recognise(validation)
-    validation_examples = encoder.examples(validation, "validation")
-    encoder.examples(data["sft_test"], "test")  # one that does not fit is better told of now than after the training
     by_epoch: list[dict[str, Any]] = []
     state = state or TrainingState()
     state.attach(by_epoch=by_epoch)
@@ -181,8 +186,8 @@ def evaluate(
     scenarios = metrics.recognise(pairs)
 
     def both(name: str, pairs: list[Pair], samples: int = 1, scenarios: list[Scenario] | None = None) -> SideBySide:
-        times = f"{samples} times " if samples > 1 else ""
-        say(f"both models answer the {len(pairs)} contexts of {name.replace('_', ' ')} {times}...")
+        times = f", each {samples} times" if samples > 1 else ""
+        say(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
         return evaluate_sft_vs_pretrained(
             *models, pairs, sampling(config), config.seed, samples=samples, scenarios=scenarios, name=name
         )

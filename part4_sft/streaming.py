@@ -29,7 +29,7 @@ from part3_pretrain import parallel
 from part3_pretrain.command_line import UserError
 from part3_pretrain.files import cannot_read, folder_written_whole
 from part4_sft.dataset import Pair, trains
-from part4_sft.encoding import Examples, PairEncoder, tell_of_cut
+from part4_sft.encoding import Examples, PairEncoder, TooLong, tell_of_cut
 from part4_sft.formats import pairs_of_lines
 
 CHUNK = 2**20  # bytes that a worker takes at once
@@ -187,4 +187,7 @@ def _encode(data: bytes, offset: int, line: int) -> _Part:
     pairs = pairs_of_lines(data, offset, line, _worker.first_line, _worker.path)
     training = [pair for pair in pairs if trains(pair, _worker.train_on)]
     cut: list[str] = []
-    return _Part(Examples(_worker.encoder.encoded(training, cut)), len(pairs), cut, len(data))
+    too_long: TooLong = []
+    examples = Examples(_worker.encoder.encoded(training, cut, too_long))
+    _worker.encoder.check(too_long)
+    return _Part(examples, len(pairs), cut, len(data))

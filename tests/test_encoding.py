@@ -94,7 +94,7 @@ def test_responses_that_are_too_long_are_told_of_all_at_once(
     sizes = [len(tokenizer.encode(" " + pairs[place].response).ids) + 1 for place in (0, 2)]
     encoder = PairEncoder(tokenizer, 1, max_length=60, max_positions=max_positions)
     with pytest.raises(UserError) as refused:
-        encoder.examples(pairs)
+        encoder.sets({"training": pairs[:3], "test": pairs[3:]})
     told = str(refused.value)
     assert told.startswith(f"mine.csv, row 90: its response has {sizes[0]} tokens, too many for 60 tokens; ")
     assert f"so have row 70 ({sizes[1]} tokens), row 900 (1801 characters); " in told and advice in told

@@ -13,7 +13,7 @@ from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Example, Examples, PairEncoder, collate, shuffled_steps
 from part4_sft.generation import Sampling, generate
-from part4_sft.stages import chosen, fine_tune, training_data
+from part4_sft.stages import chosen, fine_tune, tokenised
 from part4_sft.training import masked_loss, mean_loss, train
 
 FAST = SFTConfig(learning_rate=1e-3, epochs=3)
@@ -186,7 +186,8 @@ def test_only_high_quality_pairs_change_the_weights(
         model = copy.deepcopy(tiny_model)
         config = SFTConfig(epochs=1, learning_rate=1e-3, max_new_tokens=2, train_on=train_on)
         data = {"sft_dataset": pairs, "sft_validation": high[:1], "sft_test": high[:1]}
-        fine_tune(model, encoder, training_data(config, data, encoder).examples, data, config, timing={})
+        training, validation = tokenised(config, data, encoder)
+        fine_tune(model, encoder, training.examples, validation, data, config, timing={})
         return weights(model)
 
     assert torch.equal(fine_tuned(high + low, "high"), fine_tuned(other_low + high, "high"))
