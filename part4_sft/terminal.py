@@ -29,6 +29,9 @@ def full_screen() -> Iterator[None]:
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
+        settings = termios.tcgetattr(sys.stdin)
+        settings[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the other screen on, and the keys unseen
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
         print(end=_OTHER_SCREEN, flush=True)
         yield
     finally:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,15 @@ def test_ctrl_c_keeps_the_ratings_and_gives_the_terminal_back(terminal: Start, p
         f"written: {path}; pairs that train (high_quality 1): 1; that do not (0): 5",
         f"interrupted: {journal} holds what was answered; the same command goes on",
     ]
+
+
+def test_ctrl_z_does_nothing_and_the_terminal_is_given_back_as_it_was(terminal: Start, path: Path) -> None:
+    labelling = terminal(MODULE, path)
+    before = termios.tcgetattr(labelling.master)
+    labelling.wait_for("question 0")
+    assert termios.tcgetattr(labelling.master)[6][termios.VSUSP] == b"\0" != before[6][termios.VSUSP]
+    labelling.press("q")
+    assert labelling.end() == 0 and termios.tcgetattr(labelling.master) == before
 
 
 def test_ratings_belong_to_texts_and_not_to_places(terminal: Start, path: Path) -> None:
