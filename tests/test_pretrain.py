@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,7 +69,8 @@ def test_own_text_files_can_be_read_instead(command: Command, tmp_path: Path) ->
     files = [tmp_path / "notes.txt", tmp_path / "letters.txt"]
     files[0].write_text("Der Tisch ist schön. " * 200, encoding="utf-8")
     files[1].write_text("short", encoding="utf-8")
-    assert command("--corpus", *files, "--checkpoint", "mine.pt", "--out-dir", "pictures")[0] == 0
+    status, printed, _ = command("--corpus", *files, "--checkpoint", "mine.pt", "--out-dir", "pictures")
+    assert status == 0 and re.match(r"pretraining: step \d+ of \d+, loss \d", printed)
     tokenizer = load_checkpoint(tmp_path / "mine.pt").tokenizer
     assert len(tokenizer.encode("Der Tisch ist schön.").ids) < 10
     assert (tmp_path / "pictures" / PICTURE.name).is_file()

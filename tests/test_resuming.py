@@ -231,6 +231,7 @@ def test_a_signal_saves_the_state_of_the_step_and_tells_how_to_go_on(
     assert told == f"interrupted: {state} holds the state; the same command with --resume goes on\n"
     assert len(torch.load(state, weights_only=True)["values"]["history"]) == 4
     assert in_a_process(sft.main, [*options, "--resume"]) == 0
+    assert "resuming after step 4 of " in capfd.readouterr().out
     assert result(tmp_path) == straight["as it comes"]
 
 
@@ -240,6 +241,7 @@ def test_pretraining_is_interrupted_likewise(
     assert in_a_process(pretrain.main, pretraining(tmp_path), before=at_step(4, True, signal.SIGTERM)) == 143
     assert "--resume" in capfd.readouterr().err
     assert in_a_process(pretrain.main, [*pretraining(tmp_path), "--resume"]) == 0
+    assert "resuming after step 4 of " in capfd.readouterr().out
     assert its_result(tmp_path) == pretrained[0]
 
 

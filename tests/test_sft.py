@@ -95,6 +95,17 @@ def test_it_writes_every_file_and_names_it(run: Run) -> None:
     assert all(path.stat().st_size for path in run.out.iterdir())
 
 
+def test_without_a_terminal_lines_tell_how_far_it_is(run: Run) -> None:
+    lines = run.printed.splitlines()
+    assert lines[0] == "16 of 24 pairs train; 6 are for validation and 10 for the test"
+    for entry, line in zip(run.read("evaluation.json")["by_epoch"], lines[1:4], strict=True):
+        assert line.startswith(f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.3f}, BLEU ")
+    assert lines[4] == "test: both models answer 10 contexts, each 2 times ..."
+    sets = ("unseen wording", "unseen phrase", "one typo", "lower case", "unknown product")
+    assert [line.partition(":")[0] for line in lines[5:10]] == [*sets]
+    assert "trained on 16 of 24 pairs (the others have high_quality 0)" in lines
+
+
 def test_the_data_files_hold_what_was_given_and_what_was_made(run: Run, made: dict[str, list[Pair]]) -> None:
     assert load_pairs(run.out / "sft_test.json") == made["sft_test"][:10]
     assert len(load_pairs(run.out / "sft_dataset.json")) == 24
