@@ -226,6 +226,11 @@ MISTAKES: list[tuple[str, list[str], str]] = [  # name of the case, options, com
     ("validation data", ["--validation-data", "bad.json"], "bad.json, pair 2: must be an object"),
     ("too long for the test", ["--test-data", "long.json"], "long.json, pair 1: its response has"),
     ("too long for validation", ["--validation-data", "long.json"], "long.json, pair 1: its response has"),
+    (
+        "too long for two",
+        ["--validation-data", "long.json", "--test-data", "long.json"],
+        "tokens, too many for 512 tokens; so have pair 1 (",
+    ),
     ("test fraction", ["--test-fraction", "0.49"], "4 different contexts are too few to hold 2 and 2 out"),
     ("template without {context}", ["--prompt-template", "Question:"], "a text with {context} in it, once"),
     ("template with two", ["--prompt-template", "{context}{context}"], "a text with {context} in it, once"),

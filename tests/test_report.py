@@ -124,7 +124,8 @@ def test_the_verdict_is_what_the_interval_shows(
 
 
 def test_the_report_tells_which_epoch_was_the_best(evaluation: dict[str, Any], tmp_path: Path) -> None:
-    for best, said in ((5, "lowest after epoch 5; it was still falling"), (2, "lowest after epoch 2.")):
+    del evaluation["by_epoch"][5]
+    for best, said in ((4, "lowest after epoch 4; it was still falling"), (2, "lowest after epoch 2.")):
         evaluation["by_epoch"][best]["validation_loss"] = 0.1 * best
         save_report(tmp_path / "report.md", evaluation)
         assert said in (tmp_path / "report.md").read_text(encoding="utf-8")

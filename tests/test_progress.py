@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_a_line_reaches_a_pipe_while_the_command_goes_on() -> None:
+    # At its end a process would write what is still in the buffer, but for one that ends like this.
+    command = "from part3_pretrain.progress import say; import os, time; say('half'); time.sleep(20); os._exit(0)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+    ) as working:
+        assert working.stdout.readline() == "half\n"
+        working.kill()
