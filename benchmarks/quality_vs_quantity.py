@@ -24,6 +24,7 @@ from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.command_line import PATH, exit_status, option, parse
 from part3_pretrain.files import check_writable, written_whole
+from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, make_datasets
 from part4_sft.encoding import PairEncoder
@@ -56,7 +57,6 @@ def main() -> None:
         example="python -m benchmarks.quality_vs_quantity --out-dir docs",
     )
     check_writable(config.out_dir)
-    load_checkpoint(config.model)
     pairs, test = make_datasets(0)["sft_dataset"], make_datasets(OTHER_TEST_SEED)["sft_test"]
     good, others = [pair for pair in pairs if pair.high_quality], [pair for pair in pairs if not pair.high_quality]
     choices: dict[str, Callable[[Random], list[Pair]]] = {
@@ -66,6 +66,8 @@ def main() -> None:
         **{f"{count} high-quality pairs": partial(Random.sample, population=good, k=count) for count in FEWER},
     }
     results: dict[str, Found] = {}
+    for seed in SEEDS:
+        add(results.setdefault("nothing", {}), scores(*loaded(config.model), test, seed))
     with tqdm(total=len(SEEDS) * (len(choices) + 1), desc="fine-tuning runs", unit="run", disable=None) as bar:
         for name, choose in choices.items():
             for seed in SEEDS:
@@ -96,24 +98,30 @@ def fine_tune(
     checkpoint: Path, pairs: list[Pair], test: list[Pair], epochs: int, seed: int
 ) -> list[dict[str, list[float]]]:
     """Fine-tunes the checkpoint on all of the pairs; returns the scores of every test context after each epoch."""
-    loaded = load_checkpoint(checkpoint)
-    model, encoder = loaded.model, PairEncoder(loaded.tokenizer, loaded.model.config.eos_ids[0])
-    scenarios: list[retail.Scenario] = recognise(test)  # type: ignore[assignment]  # what is made is recognised
+    model, encoder = loaded(checkpoint)
     found = []
 
     def evaluate(epoch: int, train_loss: float) -> None:
-        replies = generate_replies(model, encoder, test, Sampling(), seed).texts
-        ratings = [retail.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
-        found.append(
-            {
-                "BLEU": [bleu(reply, pair.response) for reply, pair in zip(replies, test)],
-                "rated 4.0 or more": [float(rating >= retail.HIGH_QUALITY) for rating in ratings],
-            }
-        )
+        found.append(scores(model, encoder, test, seed))
 
-    examples = encoder.examples(pairs)
-    train(model, examples, SFTConfig(epochs=epochs, seed=seed), evaluate)
+    train(model, encoder.examples(pairs), SFTConfig(epochs=epochs, seed=seed), evaluate)
     return found
+
+
+def loaded(path: Path) -> tuple[Transformer, PairEncoder]:
+    checkpoint = load_checkpoint(path)
+    return checkpoint.model, PairEncoder(checkpoint.tokenizer, checkpoint.model.config.eos_ids[0])
+
+
+def scores(model: Transformer, encoder: PairEncoder, test: list[Pair], seed: int) -> dict[str, list[float]]:
+    """What the model's reply to every test context scores."""
+    scenarios: list[retail.Scenario] = recognise(test)  # type: ignore[assignment]  # what is made is recognised
+    replies = generate_replies(model, encoder, test, Sampling(), seed).texts
+    ratings = [retail.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
+    return {
+        "BLEU": [bleu(reply, pair.response) for reply, pair in zip(replies, test)],
+        "rated 4.0 or more": [float(rating >= retail.HIGH_QUALITY) for rating in ratings],
+    }
 
 
 def add(to: Found, found: dict[str, list[float]]) -> None:
