@@ -159,12 +159,13 @@ def write(folder: Path, results: dict[str, dict[str, dict[str, float]]]) -> None
         temporary.write_text(table + "\n", encoding="utf-8")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4), sharey=True, layout="constrained")
     kinds = {
+        "nothing": "none",
         "500 high-quality pairs": "500\nhigh-quality",
         "500 others": "500\nothers",
         "all 5,000": "all\n5,000",
     }
-    draw(left, [results[kind] for kind in kinds], range(3), "")
-    left.set(title=f"which pairs, {STEPS} steps", xticks=range(3), xticklabels=kinds.values(), xlim=(-0.5, 2.5))
+    draw(left, [results[kind] for kind in kinds], range(4), "")
+    left.set(title=f"which pairs, {STEPS} steps", xticks=range(4), xticklabels=kinds.values(), xlim=(-0.5, 3.5))
     left.set(ylabel="score (0 to 1)", ylim=(0, 1.05))
     counts = [*FEWER, 500]
     draw(middle, [results[f"{count} high-quality pairs"] for count in counts], counts, "-")
@@ -173,7 +174,7 @@ def write(folder: Path, results: dict[str, dict[str, dict[str, float]]]) -> None
     middle.minorticks_off()
     draw(right, [results[f"epoch {epoch}"] for epoch in range(1, LONGEST + 1)], range(1, LONGEST + 1), "-")
     right.set(title="how long, 500 high-quality pairs", xlabel="epochs", xticks=range(1, LONGEST + 1))
-    left.legend(loc="center right")
+    left.legend(loc="upper right")
     with written_whole(paths["png"]) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
