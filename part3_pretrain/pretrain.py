@@ -39,6 +39,7 @@ def run_pretraining(config: PretrainConfig) -> None:
     from part3_pretrain import parallel
     from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
     from part3_pretrain.pretraining import pretrain, read_corpus, recent, save_loss_curve
+    from part3_pretrain.progress import say
     from part3_pretrain.resuming import TrainingState, settings
 
     picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
@@ -54,8 +55,8 @@ def run_pretraining(config: PretrainConfig) -> None:
             if parallel.rank() == 0:
                 save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
                 save_loss_curve(picture, losses)
-    print(f"pretraining ended at a loss of {recent(losses):.3f} nats per token")
-    print(f"written: {config.checkpoint}, {picture}")
+    say(f"pretraining ended at a loss of {recent(losses):.3f} nats per token")
+    say(f"written: {config.checkpoint}, {picture}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             from part3_pretrain.config import PretrainConfig
             from part3_pretrain.pretrain import run_pretraining
 
-            print(f"{config.model} is missing, so Part 3 runs first and makes it")
+            say(f"{config.model} is missing, so Part 3 runs first and makes it")
             part3 = PretrainConfig(
                 checkpoint=config.model, out_dir=config.out_dir, seed=config.seed, resume=config.resume
             )
