@@ -259,7 +259,7 @@ def test_with_nothing_to_resume_it_says_so_and_starts(
     run_main: Command, sft_options: list[str], straight: dict[str, dict[str, object]], tmp_path: Path
 ) -> None:
     status, printed, _ = run_main(sft.main, *sft_options, *in_folder(tmp_path), "--resume")
-    assert status == 0 and printed.startswith("nothing to resume")
+    assert status == 0 and "\nnothing to resume: there is no " in printed
     assert result(tmp_path) == straight["as it comes"]
 
 
