@@ -41,8 +41,8 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
     template = settings["prompt_template"].replace(r"\n", "\n")
     table = [["measure", *results], ["---"] * (1 + len(results))]
     for name in results["sft"]:
-        words = name.replace("bleu", "BLEU").replace("rouge_l", "ROUGE-L").replace("_", " ")
-        table.append([words, *(f"{scores[name]:.4f}" for scores in results.values())])
+        words = name.replace("bleu", "BLEU").replace("rouge_l", "ROUGE-L").replace("distinct_2", "distinct-2")
+        table.append([words.replace("_", " "), *(f"{scores[name]:.4f}" for scores in results.values())])
     data_file = Path(settings["data"]).name if settings["data"] else "synthetic retail support"
     return [
         f"Fine-tuned by `part4_sft` from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
