@@ -113,6 +113,7 @@ def messages(config: ChatConfig) -> Iterator[str]:
                     if context := input("\n> ").strip():
                         yield context
         finally:
+            print()  # what comes next should not stand behind the prompt
             readline.set_history_length(1000)
             with suppress(OSError):
                 readline.write_history_file(HISTORY.expanduser())
