@@ -10,6 +10,7 @@ The two parts are encoded apart, so the boundary between them is exact, and <EOS
 
 from __future__ import annotations
 
+import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -219,7 +220,8 @@ class PairEncoder:
         """Raises UserError where there are any."""
         if not too_long:
             return
-        (first, size), *others = too_long
+        # As they stand in the files, and not by the sets that they belong to.
+        (first, size), *others = sorted(too_long, key=lambda entry: [int(n) for n in re.findall(r"\d+", entry[0])])
         places = [f"{where.rpartition(', ')[2]} ({size})" for where, size in others]
         places[TOLD:] = [f"{len(others) - TOLD} more"] * (len(others) > TOLD)
         more = f"; so have {', '.join(places)}" if others else ""

@@ -51,7 +51,7 @@ class _Object(dict[str, Any]):
 
 
 def load_pairs(path: Path) -> list[Pair]:
-    """Reads and checks a file of pairs: CSV if its name ends in .csv, else a JSON array or one JSON object a line.
+    """Reads and checks a file of pairs: CSV if its name ends in .csv or .tsv, else a JSON array or JSON lines.
 
     The layouts are those of `LAYOUTS`, each with or without "high_quality" (0 or 1). A chat's context is the only
     message before the response, or one line for each of several: "System: ...", "User: ...", "Assistant: ...".
@@ -138,7 +138,7 @@ def _entries(text: str, path: Path) -> list[tuple[str, Any]]:
 
 
 def _is_csv(path: Path) -> bool:
-    return path.suffix.lower() == ".csv"
+    return path.suffix.lower() in (".csv", ".tsv")
 
 
 def _decoded(data: bytes, offset: int, path: Path) -> str:
@@ -278,7 +278,7 @@ def _fault_of_keys(entry: _Object, required: tuple[str, ...], optional: tuple[st
         if key not in entry:
             return f'the key "{key}" is missing'
     unknown = [key for key in entry if key not in required + optional]
-    return f"unknown key {_shown(unknown[0])}: remove it" if unknown else ""
+    return f"unknown key {_listed(unknown[:3])}: remove it" if unknown else ""
 
 
 def _text(entry: _Object, key: str, where: str, may_be_empty: bool = False) -> str:

@@ -194,7 +194,7 @@ def _draw(item: Item | None, keys: dict[str, str], given: str | None, title: str
     for heading, text in item.parts if item else ():
         body += [styled(heading, BOLD), *wrapped(text, columns - 1), ""]
     if item is None:
-        body = ["That was the last one. Thank you!"]
+        body = [f"That was the last one. Thank you! Press {QUIT} to leave."]
     answers = "  ".join(f"{key} {word}" for key, word in keys.items()) if item else ""
     moves = "  ".join(f"{key} {word}" for key, word in MOVES.items() if key not in keys)
     foot = [*wrapped(answers, columns - 1), *wrapped(moves, columns - 1), *wrapped(status, columns - 1)]

@@ -31,8 +31,9 @@ def main() -> None:
         prog="python -m part4_sft.label",
         description="Rates the replies of a file of pairs, one at a time: 1 wrong (another item, another problem), "
         "2 poor, 3 usable, 4 good, 5 ideal (acknowledges the customer, names the item, resolves each problem, says "
-        "what happens next). Pairs with a rating of 4 or more get high_quality 1, those below 0; those not rated keep "
-        "what they have, or get 0 where the file had no labels. Work resumes where it stopped.",
+        "what happens next). Pairs with a rating (of several people: a mean) of 4 or more get high_quality 1, those "
+        "below 0; those not rated keep what they have, or get 0 where the file had no labels. Work resumes where it "
+        "stopped.",
         epilog="example: python -m part4_sft.label outputs/sft_dataset.json --annotator anna",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON, JSONL or CSV file of pairs")
@@ -51,6 +52,8 @@ def main() -> None:
         rated = {name: ratings_of(items, journal) for name, journal in journals(path).items()}
         if any(rated.values()) and not report_only:
             fold(path, rated)
+    if not report_only:  # nobody should see the others' ratings before theirs are done
+        rated = {arguments.annotator: rated[arguments.annotator]}
     print(summary(path, items, rated))
 
 

@@ -77,7 +77,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
     with timed("tokenising", timing):
         training, validation = stages.tokenised(config, data, encoder)
-    counts = f"{len(validation)} are for validation and {len(data['sft_test'])} for the test"
+    counts = f"{len(validation)} others are for validation and {len(data['sft_test'])} for the test"
     say(f"{len(training.examples):,} of {training.pairs:,} pairs train; {counts}")
     decides = stages.decided_by(config, training, data, model)
     with TrainingState(config.checkpoint_dir / stages.STATE_FILE, decides, config.save_every, config.resume) as state:

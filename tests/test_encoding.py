@@ -96,8 +96,8 @@ def test_responses_that_are_too_long_are_told_of_all_at_once(
     with pytest.raises(UserError) as refused:
         encoder.sets({"training": pairs[:3], "test": pairs[3:]})
     told = str(refused.value)
-    assert told.startswith(f"mine.csv, row 90: its response has {sizes[0]} tokens, too many for 60 tokens; ")
-    assert f"so have row 70 ({sizes[1]} tokens), row 900 (1801 characters); " in told and advice in told
+    assert told.startswith(f"mine.csv, row 70: its response has {sizes[1]} tokens, too many for 60 tokens; ")
+    assert f"so have row 90 ({sizes[0]} tokens), row 900 (1801 characters); " in told and advice in told
 
 
 def test_the_template_is_the_users_and_braces_in_a_context_are_text(tokenizer: Tokenizer) -> None:

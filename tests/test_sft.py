@@ -97,7 +97,7 @@ def test_it_writes_every_file_and_names_it(run: Run) -> None:
 
 def test_without_a_terminal_lines_tell_how_far_it_is(run: Run) -> None:
     lines = run.printed.splitlines()
-    assert lines[0] == "16 of 24 pairs train; 6 are for validation and 10 for the test"
+    assert lines[0] == "16 of 24 pairs train; 6 others are for validation and 10 for the test"
     for entry, line in zip(run.read("evaluation.json")["by_epoch"], lines[1:4], strict=True):
         assert line.startswith(f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.3f}, BLEU ")
     assert lines[4] == "test: both models answer 10 contexts, each 2 times ..."
