@@ -44,6 +44,8 @@ _RECOGNISED = "; ".join(
 class _Object(dict[str, Any]):
     """A JSON object that remembers which keys were written twice: a plain dict keeps the last value in silence."""
 
+    keys_at = ""  # where its keys stand if not beside the values, as in CSV
+
     def __init__(self, items: Iterable[tuple[str, Any]]) -> None:
         items = list(items)
         super().__init__(items)
@@ -189,7 +191,7 @@ def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
-    (_, header), *rows = _rows(text, path) or [(1, [])]
+    (first, header), *rows = _rows(text, path) or [(1, [])]
     folded = [re.sub(r"\s+", "_", name.strip().lower()) for name in header]
     names = [ours if ours in KEYS else theirs for ours, theirs in zip(folded, header)]
     if "" in names or len(set(names)) < len(names):
@@ -201,6 +203,7 @@ def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
             advice = f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}'
             raise UserError(f"{path}, row {number}: {fault}; {advice}")
         entry = _Object(zip(names, row))
+        entry.keys_at = f"{path}, row {first}"
         if entry.get("high_quality") in ("0", "1"):  # a cell is text, whatever it holds
             entry["high_quality"] = int(entry["high_quality"])
         entries.append((f"{path}, row {number}", entry))
@@ -228,7 +231,9 @@ def _pair(value: object, first: _Object, where: str) -> Pair:
         keys = _listed(entry) if entry is first else f"{_listed(entry)} where pair 1 has {_listed(first)}"
         is_one_text = "text" in entry and not entry.keys() & set(required)
         advice = 'split "text" into "messages", or into "prompt" and "completion"; ' if is_one_text else ""
-        raise UserError(f"{where}: {fault}; it has {keys}; {advice}the layouts, one for a whole file: {_RECOGNISED}")
+        raise UserError(
+            f"{entry.keys_at or where}: {fault}; it has {keys}; {advice}the layouts, one for a whole file: {_RECOGNISED}"
+        )
     high_quality = entry.get("high_quality", 1)
     if type(high_quality) is not int or high_quality not in (0, 1):  # True == 1 == 1.0, but they are no ratings
         raise UserError(f'{where}: "high_quality" must be 0 or 1, not {_shown(high_quality)}')

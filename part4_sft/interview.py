@@ -196,7 +196,7 @@ def _draw(item: Item | None, keys: dict[str, str], given: str | None, title: str
     if item is None:
         body = [f"That was the last one. Thank you! Press {QUIT} to leave."]
     answers = "  ".join(f"{key} {word}" for key, word in keys.items()) if item else ""
-    moves = "  ".join(f"{key} {word}" for key, word in MOVES.items() if key not in keys)
+    moves = "  ".join([*(f"{key} {word}" for key, word in MOVES.items() if key not in keys), "space next page"])
     foot = [*wrapped(answers, columns - 1), *wrapped(moves, columns - 1), *wrapped(status, columns - 1)]
     room = max(1, lines - len(foot) - 4)
     pages = [body[start : start + room] for start in range(0, len(body), room)]

@@ -150,7 +150,7 @@ BAD_CSV = [
     ("context;response\na;b;c\n", 'put "quotes" around a cell that holds semicolons'),
     ("context,response,response\na,b,c\n", 'the header is "context", "response", "response"'),
     ("context,response,\na,b,c\n", 'the header is "context", "response", ""'),
-    ("context|response\na|b\n", 'row 2: the key "context" is missing; it has "context|response"; '),
+    ("context|response\na|b\n", 'row 1: the key "context" is missing; it has "context|response"; '),
     ("text\na\n", 'split "text" into'),
     ("messages\na\n", "in a JSON or JSONL file"),
     (GOOD_CSV + "a,b,yes\n", 'row 3: "high_quality" must be 0 or 1, not "yes"'),
@@ -207,7 +207,7 @@ BAD_JSON_FILES: list[tuple[str, bytes | str, str]] = [  # name of the case, cont
 ]
 
 BAD_CSV_FILES: list[tuple[str, bytes | str, str]] = [
-    ("JSONL", f"{GOOD}\n{GOOD}", 'row 2: the key "context" is missing'),
+    ("JSONL", f"{GOOD}\n{GOOD}", 'row 1: the key "context" is missing'),
     ("bars for commas", "context|response\na|b\n", 'it has "context|response"'),
     ("UTF-16", "context,response\na,b\n".encode("utf-16"), "is not UTF-8 text (byte 0)"),
     ("no header", "Where is it?,Here.\nWhere?,There.\n", 'it has "Where is it?", "Here."'),

@@ -65,7 +65,7 @@ def test_it_shows_a_pair_at_a_time_and_says_how_far_it_has_come(terminal: Start,
     labelling.wait_for("question 4")
     assert "4 of 6 rated, 2 of them 4 or 5" in labelling.text
     assert "a minute" in labelling.text and "min left" in labelling.text
-    assert "1 wrong" in labelling.text and "u undo" in labelling.text
+    assert "1 wrong" in labelling.text and "u undo" in labelling.text and "space next page" in labelling.text
     labelling.press("q")
     assert labelling.end() == 0
     folded, summary = labelling.last_words.splitlines()
