@@ -231,9 +231,8 @@ def _pair(value: object, first: _Object, where: str) -> Pair:
         keys = _listed(entry) if entry is first else f"{_listed(entry)} where pair 1 has {_listed(first)}"
         is_one_text = "text" in entry and not entry.keys() & set(required)
         advice = 'split "text" into "messages", or into "prompt" and "completion"; ' if is_one_text else ""
-        raise UserError(
-            f"{entry.keys_at or where}: {fault}; it has {keys}; {advice}the layouts, one for a whole file: {_RECOGNISED}"
-        )
+        where = entry.keys_at or where
+        raise UserError(f"{where}: {fault}; it has {keys}; {advice}the layouts, one for a whole file: {_RECOGNISED}")
     high_quality = entry.get("high_quality", 1)
     if type(high_quality) is not int or high_quality not in (0, 1):  # True == 1 == 1.0, but they are no ratings
         raise UserError(f'{where}: "high_quality" must be 0 or 1, not {_shown(high_quality)}')
