@@ -57,6 +57,7 @@ def main() -> None:
         example="python -m benchmarks.quality_vs_quantity --out-dir docs",
     )
     check_writable(config.out_dir)
+    model, encoder = loaded(config.model)
     pairs, test = make_datasets(0)["sft_dataset"], make_datasets(OTHER_TEST_SEED)["sft_test"]
     good, others = [pair for pair in pairs if pair.high_quality], [pair for pair in pairs if not pair.high_quality]
     choices: dict[str, Callable[[Random], list[Pair]]] = {
@@ -67,7 +68,7 @@ def main() -> None:
     }
     results: dict[str, Found] = {}
     for seed in SEEDS:
-        add(results.setdefault("nothing", {}), scores(*loaded(config.model), test, seed))
+        add(results.setdefault("nothing", {}), scores(model, encoder, test, seed))
     with tqdm(total=len(SEEDS) * (len(choices) + 1), desc="fine-tuning runs", unit="run", disable=None) as bar:
         for name, choose in choices.items():
             for seed in SEEDS:

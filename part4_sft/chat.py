@@ -157,11 +157,10 @@ class Reply:
         self.text, self.stopped = "", False
 
     def __iter__(self) -> Iterator[str]:
-        from part4_sft.generation import stream
+        from part4_sft.generation import longest_prompt, stream
 
         ids: list[int] = []
-        positions = self.model.config.max_positions - self.sampling.max_new_tokens
-        prompt = self.encoder.prompt(self.context, min(self.encoder.max_length, positions))
+        prompt = self.encoder.prompt(self.context, longest_prompt(self.model, self.sampling))
         for token in stream(self.model, prompt, self.sampling, seed=self.seed):
             ids.append(token)
             (self.text,) = self.encoder.texts([ids])

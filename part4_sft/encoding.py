@@ -10,7 +10,6 @@ The two parts are encoded apart, so the boundary between them is exact, and <EOS
 
 from __future__ import annotations
 
-import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -132,11 +131,12 @@ class PairEncoder:
         return cls(tokenizer, config.eos_ids[0], template, max_length, config.max_positions)
 
     def prompt(self, context: str, room: int) -> list[int]:
-        """The ids that a model answers, at most `room`: a context that is too long loses its beginning.
+        """The ids that a model answers, at most `room` or `max_length`: too long a context loses its beginning.
 
         Where the tokenizer begins texts with <BOS>, so does every prompt, once. Raises ValueError where no token of
         the context fits.
         """
+        room = min(room, self.max_length)
         text = self.template.replace("{context}", context)
         # Of megabytes only the end is tokenised, twice of what can fit: where the text is cut, tokens may differ.
         ids = self.tokenizer.encode(text[-2 * max(room, 1) * self.longest_token :]).ids
@@ -220,13 +220,13 @@ class PairEncoder:
         """Raises UserError where there are any."""
         if not too_long:
             return
-        # As they stand in the files, and not by the sets that they belong to.
-        (first, size), *others = sorted(too_long, key=lambda entry: [int(n) for n in re.findall(r"\d+", entry[0])])
+        # As they stand in a file, row 9 before row 10, and not by the sets that they belong to.
+        (first, size), *others = sorted(too_long, key=lambda entry: (len(entry[0]), entry[0]))
         places = [f"{where.rpartition(', ')[2]} ({size})" for where, size in others]
         places[TOLD:] = [f"{len(others) - TOLD} more"] * (len(others) > TOLD)
         more = f"; so have {', '.join(places)}" if others else ""
         advice = f"shorten what is too long, or raise --max-length, which may be {self.max_positions} for this model"
-        if self.max_length == (self.max_positions or self.max_length):
+        if self.max_positions in (None, self.max_length):
             advice = "shorten or remove what is too long, for the model has no more positions"
         raise UserError(f"{first}: its response has {size}, too many for {self.max_length} tokens{more}; {advice}")
 

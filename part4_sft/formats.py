@@ -17,7 +17,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def relabel(path: Path, label: Callable[[Pair], int | None]) -> list[int]:
     end = "\r\n" if re.match(r"[^\n]*\r\n", text) else "\n"
     with written_whole(path) as temporary, temporary.open("w", encoding=encoding, newline="") as file:
         if _is_csv(path):
-            _, header = _rows(text, path)[0]
+            _, header = next(_rows(text, path))
             added = ["high_quality"] * (len(entries[0][1]) > len(header))
             writer = csv.writer(file, delimiter=_delimiter(text), lineterminator=end)
             writer.writerows([header + added, *(entry.values() for _, entry in entries)])
@@ -178,32 +178,32 @@ def _delimiter(text: str) -> str:
     return max(DELIMITERS, key=header.count)
 
 
-def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
+def _rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file that are not blank, and their numbers from 1 on, as spreadsheets count them."""
     if "\0" in text:
         raise UserError(f"{path} holds a NUL character, so it is not CSV; save it as CSV in UTF-8")
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than the usual 128 KiB
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
-        return [(number, row) for number, row in enumerate(reader, start=1) if any(map(str.strip, row))]
+        yield from ((number, row) for number, row in enumerate(reader, start=1) if any(map(str.strip, row)))
     except csv.Error as error:
         raise UserError(f"{path} is not CSV: line {reader.line_num}: {error}; look at its quotation marks") from error
 
 
 def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
-    (first, header), *rows = _rows(text, path) or [(1, [])]
+    (first, header), *rows = list(_rows(text, path)) or [(1, [])]
     folded = [re.sub(r"\s+", "_", name.strip().lower()) for name in header]
     names = [ours if ours in KEYS else theirs for ours, theirs in zip(folded, header)]
     if "" in names or len(set(names)) < len(names):
         raise UserError(f"{path}: give every column a name of its own; the header is {_listed(header)}")
-    entries = []
+    entries, keys_at = [], f"{path}, row {first}"
     for number, row in rows:
         if len(row) != len(header):
             fault = f"has {len(row)} cells, and the header has {len(header)}"
             advice = f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}'
             raise UserError(f"{path}, row {number}: {fault}; {advice}")
         entry = _Object(zip(names, row))
-        entry.keys_at = f"{path}, row {first}"
+        entry.keys_at = keys_at
         if entry.get("high_quality") in ("0", "1"):  # a cell is text, whatever it holds
             entry["high_quality"] = int(entry["high_quality"])
         entries.append((f"{path}, row {number}", entry))

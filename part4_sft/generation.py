@@ -86,8 +86,13 @@ def stream(model: Transformer, prompt: list[int], sampling: Sampling, seed: int 
             yield token
 
 
+def longest_prompt(model: Transformer, sampling: Sampling) -> int:
+    """Most tokens of a prompt, so that the longest reply still fits behind it."""
+    return model.config.max_positions - sampling.max_new_tokens
+
+
 def _check(model: Transformer, prompts: list[list[int]], sampling: Sampling) -> None:
-    room = model.config.max_positions - sampling.max_new_tokens
+    room = longest_prompt(model, sampling)
     if any(not 0 < len(prompt) <= room for prompt in prompts):
         raise ValueError(f"a prompt must have 1 to {room} tokens, so that {sampling.max_new_tokens} new ones fit")
 

@@ -42,19 +42,19 @@ def main() -> None:
     )
     parser.add_argument("--report", action="store_true", help="rate nothing, only tell how well annotators agree")
     arguments = parser.parse_args()
-    path, report_only = arguments.file, arguments.report
+    path, name = arguments.file, arguments.annotator
     items = list(dict.fromkeys(item_of(pair) for pair in load_pairs(path)))
+    if arguments.report:
+        print(summary(path, items, all_ratings(path, items)))
+        return
     try:
-        if not report_only:
-            title = f"{path.name}, rated by {arguments.annotator}"
-            interview(items, journal_of(path, arguments.annotator), RATINGS, title, partial(_progress, len(items)))
+        title = f"{path.name}, rated by {name}"
+        interview(items, journal_of(path, name), RATINGS, title, partial(_progress, len(items)))
     finally:
-        rated = {name: ratings_of(items, journal) for name, journal in journals(path).items()}
-        if any(rated.values()) and not report_only:
+        rated = all_ratings(path, items)
+        if any(rated.values()):
             fold(path, rated)
-    if not report_only:  # nobody should see the others' ratings before theirs are done
-        rated = {arguments.annotator: rated[arguments.annotator]}
-    print(summary(path, items, rated))
+    print(summary(path, items, {name: rated[name]}))  # nobody should see the others' ratings before theirs are done
 
 
 def item_of(pair: Pair) -> Item:
@@ -66,9 +66,12 @@ def _progress(count: int, given: Mapping[str, str | int]) -> str:
     return f"{len(given):,} of {count:,} rated, {good:,} of them 4 or 5"
 
 
-def ratings_of(items: list[Item], journal: Path) -> Ratings:
-    """What the keys in an annotator's journal have come to."""
-    return {id: int(key) for id, key in replay(items, journal, RATINGS).given.items()}
+def all_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
+    """What the keys in each annotator's journal have come to."""
+    return {
+        name: {id: int(key) for id, key in replay(items, journal, RATINGS).given.items()}
+        for name, journal in journals(path).items()
+    }
 
 
 def fold(path: Path, rated: dict[str, Ratings]) -> None:

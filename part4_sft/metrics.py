@@ -24,7 +24,7 @@ from part3_pretrain import parallel, retail
 from part3_pretrain.model import Transformer
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Examples, PairEncoder
-from part4_sft.generation import Sampling, generate
+from part4_sft.generation import Sampling, generate, longest_prompt
 from part4_sft.training import mean_loss
 
 Scores = dict[str, float]
@@ -146,7 +146,7 @@ def generate_replies(
     Of several processes, each writes its share of the replies and then gets all. `progress` is that of `generate`.
     """
     model.eval()
-    room = min(encoder.max_length, model.config.max_positions - sampling.max_new_tokens)
+    room = longest_prompt(model, sampling)
     prompts = [encoder.prompt(pair.context, room) for pair in parallel.share(pairs)]
     generated = parallel.gathered(generate(model, prompts, sampling, seed=seed, progress=progress))
     return Replies(encoder.texts([reply.ids for reply in generated]), [reply.stopped for reply in generated])

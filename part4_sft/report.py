@@ -9,6 +9,7 @@ from typing import Any
 from part3_pretrain.files import written_whole
 
 SHOWN = {"rated_4_or_more": "share rated 4.0 or more", "rouge_l": "ROUGE-L", "bleu": "BLEU"}  # epoch by epoch
+# Of `MEASURES`, those that a terminal and `by_epoch` show.
 PRINTED = ("bleu", "rouge_l", "rated_4_or_more")
 FEWEST_CONTEXTS = 20  # of fewer, resampling knows too little of what other contexts would be like
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)

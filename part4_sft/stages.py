@@ -143,7 +143,7 @@ def fine_tune(
                     "epoch": epoch,
                     "train_loss": train_loss,
                     "validation_loss": validation_loss,
-                    **{name: scores[name] for name in ("bleu", "rouge_l", "rated_4_or_more") if name in scores},
+                    **{name: scores[name] for name in report.PRINTED if name in scores},
                 }
             )
             say(report.epoch_in_words(by_epoch[-1]))
@@ -188,11 +188,11 @@ def evaluate(
     def both(name: str, pairs: list[Pair], samples: int = 1, scenarios: list[Scenario] | None = None) -> SideBySide:
         times = f", each {samples} times" if samples > 1 else ""
         say(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
+        how = (sampling(config), config.seed)
         return evaluate_sft_vs_pretrained(
-            *models, pairs, sampling(config), config.seed, samples=samples, scenarios=scenarios, name=name
+            pretrained, sft, encoder, pairs, *how, samples=samples, scenarios=scenarios, name=name
         )
 
-    models = (pretrained, sft, encoder)
     test = both("test", pairs, config.samples_per_context, scenarios)
     evaluation: dict[str, Any] = {
         **test.scores,

@@ -153,12 +153,12 @@ def answer(path: Path, pair: Pair, settings: SFTConfig) -> None:
     """Sections 8 and 9: a model's reply, drawn token by token as in the evaluation, and how the rubric rates it."""
     import torch
 
-    from part4_sft.generation import generate
+    from part4_sft.generation import generate, longest_prompt
     from part4_sft.stages import sampling
 
     model, encoder = load(path, settings)
     how = sampling(settings)
-    prompt = encoder.prompt(pair.context, model.config.max_positions - how.max_new_tokens)
+    prompt = encoder.prompt(pair.context, longest_prompt(model, how))
     (reply,) = generate(model, [prompt], how, seed=f"{settings.seed}/0")
     drawn = reply.ids + [encoder.eos_id] * reply.stopped
 
