@@ -13,8 +13,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from part3_pretrain.command_line import UserError, exit_status
-from part3_pretrain.files import check_writable, written_whole
+from part3_pretrain.runtime.cli import UserError, exit_status
+from part3_pretrain.runtime.files import atomic_write, check_writable
 from part4_sft.config import DEFAULT_CHECKPOINT
 
 BENCHMARKS = {  # name: (title, module, function)
@@ -58,7 +58,7 @@ def main() -> None:
         )
         print(f"\n{sections[-1]}", flush=True)
     path = arguments.out_dir / "benchmarks.md"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     print(f"\nwritten: {path}")
 

@@ -15,11 +15,11 @@ from matplotlib import pyplot as plt
 
 from benchmarks.memory import SHAPES
 from benchmarks.side_by_side import peak_memory, the_500_pairs
-from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.corpus import IGNORE
-from part3_pretrain.files import written_whole
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.retail import world
+from part3_pretrain.runtime.files import atomic_write
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
 from part4_sft.dataset import Pair, draw_pairs, make_datasets, save_pairs
 from part4_sft.encoding import Example, PairEncoder
@@ -80,7 +80,7 @@ def train_on(model: Transformer, examples: Sequence[Example], batch_size: int = 
 
 def write_pairs(path: Path, count: int) -> None:
     """Ideal pairs, written as they are drawn."""
-    save_pairs(path, islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count))
+    save_pairs(path, islice(draw_pairs(world.ideal_reply, False, set(), Random(0)), count))
 
 
 def cost_of_pairs(count: int) -> float:
@@ -153,7 +153,7 @@ def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
         panel.set_xticks([n for n, _ in points], labels=labels)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
 

@@ -18,7 +18,7 @@ from benchmarks.side_by_side import peak_memory
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
-from part4_sft.lora import PROJECTIONS, add_lora
+from part4_sft.extras.lora import PROJECTIONS, add_lora
 from part4_sft.report import markdown_table
 from part4_sft.training import train
 

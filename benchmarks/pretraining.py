@@ -12,7 +12,7 @@ from torch import nn
 from part3_pretrain import corpus
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.pretraining import LARGEST_GRADIENT, next_token_loss
+from part3_pretrain.run import LARGEST_GRADIENT, next_token_loss
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.report import markdown_table
 

@@ -20,11 +20,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.command_line import PATH, exit_status, option, parse
-from part3_pretrain.files import check_writable, written_whole
 from part3_pretrain.model import Transformer
+from part3_pretrain.retail import rubric, world
+from part3_pretrain.runtime.cli import PATH, exit_status, option, parse
+from part3_pretrain.runtime.files import atomic_write, check_writable
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, make_datasets
 from part4_sft.encoding import PairEncoder
@@ -116,12 +116,12 @@ def loaded(path: Path) -> tuple[Transformer, PairEncoder]:
 
 def scores(model: Transformer, encoder: PairEncoder, test: list[Pair], seed: int) -> dict[str, list[float]]:
     """What the model's reply to every test context scores."""
-    scenarios: list[retail.Scenario] = recognise(test)  # type: ignore[assignment]  # what is made is recognised
+    scenarios: list[world.Scenario] = recognise(test)  # type: ignore[assignment]  # what is made is recognised
     replies = generate_replies(model, encoder, test, Sampling(), seed).texts
-    ratings = [retail.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
+    ratings = [rubric.rate(scenario, reply).score for scenario, reply in zip(scenarios, replies)]
     return {
         "BLEU": [bleu(reply, pair.response) for reply, pair in zip(replies, test)],
-        "rated 4.0 or more": [float(rating >= retail.HIGH_QUALITY) for rating in ratings],
+        "rated 4.0 or more": [float(rating >= rubric.HIGH_QUALITY) for rating in ratings],
     }
 
 
@@ -154,9 +154,9 @@ def write(folder: Path, results: dict[str, dict[str, dict[str, float]]]) -> None
     ]
     table = markdown_table(["fine-tuned on", *next(iter(results.values()))], rows)
     paths = {ending: folder / f"quality_vs_quantity.{ending}" for ending in ("json", "md", "png")}
-    with written_whole(paths["json"]) as temporary:
+    with atomic_write(paths["json"]) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    with written_whole(paths["md"]) as temporary:
+    with atomic_write(paths["md"]) as temporary:
         temporary.write_text(table + "\n", encoding="utf-8")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4), sharey=True, layout="constrained")
     kinds = {
@@ -176,7 +176,7 @@ def write(folder: Path, results: dict[str, dict[str, dict[str, float]]]) -> None
     draw(right, [results[f"epoch {epoch}"] for epoch in range(1, LONGEST + 1)], range(1, LONGEST + 1), "-")
     right.set(title="how long, 500 high-quality pairs", xlabel="epochs", xticks=range(1, LONGEST + 1))
     left.legend(loc="upper right")
-    with written_whole(paths["png"]) as temporary:
+    with atomic_write(paths["png"]) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
     print(table)

@@ -15,19 +15,19 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from part3_pretrain import retail
 from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.retail import world
 from part4_sft.dataset import draw_pairs
 from part4_sft.encoding import PairEncoder
+from part4_sft.extras.streaming import streamed
 from part4_sft.formats import pairs_of_lines
-from part4_sft.streaming import streamed
 
 PAIRS, ROUNDS, PART = 20_000, 3, 10_000  # the library alone is given so many pairs at once
 
 
 def write(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for pair in islice(draw_pairs(retail.ideal_reply, False, set(), Random(0)), count):
+        for pair in islice(draw_pairs(world.ideal_reply, False, set(), Random(0)), count):
             file.write(json.dumps({"context": pair.context, "response": pair.response}) + "\n")
 
 

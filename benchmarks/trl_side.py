@@ -20,7 +20,7 @@ from trl import SFTTrainer
 
 from benchmarks.side_by_side import Measured
 from part3_pretrain.corpus import IGNORE
-from part3_pretrain.huggingface import write_folder
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part4_sft.encoding import Example
 

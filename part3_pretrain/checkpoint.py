@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.command_line import UserError, first_line
-from part3_pretrain.files import cannot_read, written_whole
-from part3_pretrain.huggingface import read_folder
+from part3_pretrain.huggingface.read import read_folder
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.runtime.cli import UserError, first_line
+from part3_pretrain.runtime.files import atomic_write, cannot_read
 from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
 from part3_pretrain.weights import filled
 
@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "made_by": checkpoint.made_by,
         "hugging_face": checkpoint.hugging_face,
     }
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(contents, file)  # given a path instead, torch writes the name of the temporary file into the file
 
 

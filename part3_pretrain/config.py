@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option
+from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option
 
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 

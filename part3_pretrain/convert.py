@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from part3_pretrain.command_line import OneLineParser, UserError, exit_status
-from part3_pretrain.files import check_writable
+from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
+from part3_pretrain.runtime.files import check_writable
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def main() -> None:
 def to_hugging_face(given: argparse.Namespace) -> None:
     """Raises UserError where the checkpoint cannot be read or the folder cannot be written to."""
     from part3_pretrain.checkpoint import load_checkpoint  # only now, since torch takes seconds to import
-    from part3_pretrain.huggingface import write_folder
-    from part3_pretrain.model_card import model_card
+    from part3_pretrain.huggingface.model_card import model_card
+    from part3_pretrain.huggingface.write import write_folder
 
     checkpoint = load_checkpoint(given.checkpoint, dtype=None)
     card = model_card(given.folder.resolve().name, checkpoint)

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from part3_pretrain import retail
+from part3_pretrain.retail import world
 from part3_pretrain.tokenizer import EOS
 
 IGNORE = -100  # the target that the loss leaves out
@@ -35,29 +35,29 @@ RESTATED, IDEAL, CONTINUED = 0.3, 0.21, 0.1  # shares of the conversations
 
 def draw_conversation(rng: Random) -> str:
     """One document, such as "Customer: ...\nAgent: ...\nCustomer: ...\nAgent: ..."."""
-    scenario = retail.draw_scenario(rng, held_out=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
+    scenario = world.draw_scenario(rng, held_out=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
     (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
     if kind == "unanswered":
-        return f"Customer: {retail.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
-    can_be_mistyped = retail.in_catalogue(scenario.item)  # what is spelled wrong has to be spelled somehow
+        return f"Customer: {world.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
+    can_be_mistyped = world.in_catalogue(scenario.item)  # what is spelled wrong has to be spelled somehow
     if kind == "product":
-        asked, named = retail.draw_product_question(scenario, MISTYPED_WORDS if can_be_mistyped else 0.0, rng)
+        asked, named = world.draw_product_question(scenario, MISTYPED_WORDS if can_be_mistyped else 0.0, rng)
         return f"Customer: {asked}\nAgent: {named}"
     if kind == "policy":
-        question = retail.draw_policy_question(scenario.intents, rng)
-        return f"Customer: {question}\nAgent: {retail.policy_answer(scenario.intents, rng)}"
+        question = world.draw_policy_question(scenario.intents, rng)
+        return f"Customer: {question}\nAgent: {world.policy_answer(scenario.intents, rng)}"
     if rng.random() < RESTATED:
-        context = retail.draw_restated_context(scenario, rng, restated_only=False)
+        context = world.draw_restated_context(scenario, rng, restated_only=False)
     else:
-        context = retail.draw_context(scenario, rng)
+        context = world.draw_context(scenario, rng)
     if can_be_mistyped and rng.random() < MISTYPED:
         typed = scenario
         for _ in range(rng.randint(1, MOST_TYPOS)):
-            context, typed = retail.mistype(context, typed, rng, in_item=rng.random() < IN_ITEM)
-    reply = retail.ideal_reply(scenario, rng) if rng.random() < IDEAL else retail.typical_reply(scenario, rng)
+            context, typed = world.mistype(context, typed, rng, in_item=rng.random() < IN_ITEM)
+    reply = world.ideal_reply(scenario, rng) if rng.random() < IDEAL else world.typical_reply(scenario, rng)
     text = f"Customer: {context}\nAgent: {reply}"
     while rng.random() < CONTINUED:
-        customer, agent = retail.follow_up(scenario, rng)
+        customer, agent = world.follow_up(scenario, rng)
         text += f"\nCustomer: {customer}\nAgent: {agent}"
     return text
 

@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from part3_pretrain.command_line import first_line
+from part3_pretrain.runtime.cli import first_line
 
 PAD, EOS = "<PAD>", "<EOS>"
 

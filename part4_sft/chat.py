@@ -16,10 +16,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from part3_pretrain.command_line import PATH, UserError, exit_status, option, parse, same_as
-from part3_pretrain.retail import Rating, rate, recognise
+from part3_pretrain.retail.rubric import Rating, rate, recognise
+from part3_pretrain.runtime.cli import PATH, UserError, exit_status, option, parse, same_as
 from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
-from part4_sft.terminal import BOLD, DIM, size, styled, wrapped
+from part4_sft.terminal.screen import BOLD, DIM, size, styled, wrapped
 
 if TYPE_CHECKING:  # --help should not wait for torch
     from part3_pretrain.model import Transformer
@@ -39,16 +39,16 @@ class ChatConfig:
     context: str | None = option(
         None,
         "what to answer, once, instead of asking for messages",
-        wanted="a text that is not blank",
-        is_good=lambda text: text is None or bool(text.strip()),
+        allowed="a text that is not blank",
+        is_valid=lambda text: text is None or bool(text.strip()),
         type=str,
     )
     json: bool = option(False, "print one JSON object for each message, for programs", action="store_true")
     prompt_template: str | None = option(
         None,
         r"what the models read before they answer; \n is a new line; by default that of the fine-tuning",
-        wanted="a text with {context} in it, once",
-        is_good=lambda template: template is None or template.count("{context}") == 1,
+        allowed="a text with {context} in it, once",
+        is_valid=lambda template: template is None or template.count("{context}") == 1,
         type=str,
     )
     temperature: float = same_as(SFTConfig, "temperature")

@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 from statistics import NormalDist
 
-from part3_pretrain.command_line import OneLineParser, UserError, exit_status
-from part4_sft.interview import Item, annotator, interview, journal_of, journals, login_name, replay
+from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
+from part4_sft.terminal.interview import Item, annotator, interview, journal_of, journals, login_name, replay
 
 VOTES = {"a": "A is better", "b": "B is better", "t": "a tie"}
 AUTHORS = ("pretrained", "sft")

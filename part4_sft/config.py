@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.command_line import ABOVE_ZERO, PATH, SEED, at_least, option, parse
+from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option, parse
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
 # Beyond these bounds, probabilities in float32 become 0 all or NaN.
-PROBABILITY: dict[str, Any] = {"wanted": "0.001 to 1", "is_good": lambda value: 0.001 <= value <= 1}
+PROBABILITY: dict[str, Any] = {"allowed": "0.001 to 1", "is_valid": lambda value: 0.001 <= value <= 1}
 TEMPERATURE: dict[str, Any] = {
-    "wanted": "0, or 0.001 to 1000",
-    "is_good": lambda value: value == 0 or 0.001 <= value <= 1000,
+    "allowed": "0, or 0.001 to 1000",
+    "is_valid": lambda value: value == 0 or 0.001 <= value <= 1000,
 }
 
 
@@ -42,15 +42,15 @@ class SFTConfig:
         None,
         "share of --data to hold out for the test, and as much for validation, where no file is named; 0.1 if --data "
         "is not of the retail world",
-        wanted="above 0 and below 0.5",
-        is_good=lambda value: value is None or 0 < value < 0.5,
+        allowed="above 0 and below 0.5",
+        is_valid=lambda value: value is None or 0 < value < 0.5,
         type=float,
     )
     prompt_template: str = option(
         DEFAULT_TEMPLATE.replace("\n", r"\n"),
         r"what the model reads before it answers; \n is a new line",
-        wanted="a text with {context} in it, once",
-        is_good=lambda template: template.count("{context}") == 1,
+        allowed="a text with {context} in it, once",
+        is_valid=lambda template: template.count("{context}") == 1,
     )
     out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
@@ -93,6 +93,11 @@ class SFTConfig:
     )
     save_every: int = option(100, "optimizer steps after which the state of the training is saved", **at_least(1))
     resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
+
+
+def needs_pretraining(config: SFTConfig) -> bool:
+    """Whether Part 3 has to run first: the default checkpoint is asked for and is not there."""
+    return config.model == DEFAULT_CHECKPOINT and not config.model.exists()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:

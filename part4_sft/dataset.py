@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from part3_pretrain import retail
-from part3_pretrain.files import written_whole
+from part3_pretrain.retail import rubric, world
+from part3_pretrain.runtime.files import atomic_write
 
 PAIRS, HIGH_QUALITY_PAIRS, VALIDATION_PAIRS, TEST_PAIRS = 5000, 500, 100, 200
 
@@ -42,10 +42,10 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
     seen: set[int] = set()
 
     def ideal(count: int, held_out_item: bool, **wording: bool) -> list[Pair]:
-        return list(islice(draw_pairs(retail.ideal_reply, held_out_item, seen, rng, **wording), count))
+        return list(islice(draw_pairs(world.ideal_reply, held_out_item, seen, rng, **wording), count))
 
     training = ideal(HIGH_QUALITY_PAIRS, held_out_item=False)
-    training += islice(draw_pairs(retail.typical_reply, False, seen, rng), PAIRS - HIGH_QUALITY_PAIRS)
+    training += islice(draw_pairs(world.typical_reply, False, seen, rng), PAIRS - HIGH_QUALITY_PAIRS)
     return {
         "sft_dataset": training,
         "sft_validation": ideal(VALIDATION_PAIRS, held_out_item=True),
@@ -56,7 +56,7 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
 
 
 def draw_pairs(
-    reply: Callable[[retail.Scenario, Random], str], held_out_item: bool, seen: set[int], rng: Random, **wording: bool
+    reply: Callable[[world.Scenario, Random], str], held_out_item: bool, seen: set[int], rng: Random, **wording: bool
 ) -> Iterator[Pair]:
     """Pairs without end, one at a time, so that any number can be made and written without being kept.
 
@@ -64,16 +64,16 @@ def draw_pairs(
         reply: writes the response.
         held_out_item: whether their (intent, item) combinations are those that training does not hold.
         seen: hashes of the contexts so far; no pair has one of them, and those of the new pairs are added.
-        wording: passed on to `retail.draw_context`.
+        wording: passed on to `world.draw_context`.
     """
     while True:
-        scenario = retail.draw_scenario(rng, held_out=held_out_item)
-        context = retail.draw_context(scenario, rng, **wording)
+        scenario = world.draw_scenario(rng, held_out=held_out_item)
+        context = world.draw_context(scenario, rng, **wording)
         if hash(context) not in seen:
             seen.add(hash(context))
             response = reply(scenario, rng)
-            rating = retail.rate(scenario, response).score
-            yield Pair(context, response, int(rating >= retail.HIGH_QUALITY))
+            rating = rubric.rate(scenario, response).score
+            yield Pair(context, response, int(rating >= rubric.HIGH_QUALITY))
 
 
 # ---------------------------------------------------------------------------------------------------- holding out
@@ -102,7 +102,7 @@ def hold_out(pairs: list[Pair], sizes: list[int], seed: int) -> list[list[Pair]]
 def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     """Writes a JSON array with one pair a line, one after another, however many they are."""
     keys = ("context", "response", "high_quality")
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "[\n"
         for pair in pairs:
             file.write(separator + json.dumps({key: getattr(pair, key) for key in keys}, ensure_ascii=False))

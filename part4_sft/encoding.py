@@ -26,8 +26,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint
-from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE
+from part3_pretrain.runtime.cli import UserError
 from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
 

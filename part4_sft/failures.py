@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from part3_pretrain.retail import HIGH_QUALITY
+from part3_pretrain.retail.rubric import HIGH_QUALITY
 from part4_sft.metrics import Entry
 
 

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.command_line import UserError
-from part3_pretrain.files import cannot_read, written_whole
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.files import atomic_write, cannot_read
 from part4_sft.dataset import Pair
 
 # The keys that an entry must have (that of the context before that of the response), and those that it may have.
@@ -85,7 +85,7 @@ def relabel(path: Path, label: Callable[[Pair], int | None]) -> list[int]:
     # Without the mark, spreadsheets take a CSV file for one of an older encoding.
     encoding = "utf-8-sig" if _is_csv(path) and data.startswith(BOM_UTF8) else "utf-8"
     end = "\r\n" if re.match(r"[^\n]*\r\n", text) else "\n"
-    with written_whole(path) as temporary, temporary.open("w", encoding=encoding, newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding=encoding, newline="") as file:
         if _is_csv(path):
             _, header = next(_rows(text, path))
             added = ["high_quality"] * (len(entries[0][1]) > len(header))

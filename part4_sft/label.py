@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from textwrap import shorten
 
-from part3_pretrain.command_line import OneLineParser, exit_status
-from part3_pretrain.files import locked
-from part3_pretrain.retail import HIGH_QUALITY
+from part3_pretrain.retail.rubric import HIGH_QUALITY
+from part3_pretrain.runtime.cli import OneLineParser, exit_status
+from part3_pretrain.runtime.files import locked
 from part4_sft.dataset import Pair
 from part4_sft.formats import load_pairs, relabel
-from part4_sft.interview import Item, annotator, interview, journal_of, journals, login_name, replay
+from part4_sft.terminal.interview import Item, annotator, interview, journal_of, journals, login_name, replay
 
 RATINGS = {"1": "wrong", "2": "poor", "3": "usable", "4": "good", "5": "ideal"}
 SHOWN, LONGEST_SHOWN = 10, 300  # disagreements in a report, and characters of a text there

@@ -20,8 +20,9 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 from tqdm import tqdm
 
-from part3_pretrain import parallel, retail
 from part3_pretrain.model import Transformer
+from part3_pretrain.retail import rubric, world
+from part3_pretrain.runtime import distributed
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Examples, PairEncoder
 from part4_sft.generation import Sampling, generate, longest_prompt
@@ -101,24 +102,24 @@ class Replies:
     stopped: list[bool]
 
 
-def recognise(pairs: list[Pair]) -> list[retail.Scenario] | None:
+def recognise(pairs: list[Pair]) -> list[world.Scenario] | None:
     """What each customer wants; None where a context is not of the retail world, so that no rubric can be applied."""
-    scenarios = [scenario for pair in pairs if (scenario := retail.recognise(pair.context))]
+    scenarios = [scenario for pair in pairs if (scenario := rubric.recognise(pair.context))]
     return scenarios if len(scenarios) == len(pairs) else None
 
 
-def score(replies: Replies, pairs: list[Pair], scenarios: list[retail.Scenario] | None) -> Scores:
+def score(replies: Replies, pairs: list[Pair], scenarios: list[world.Scenario] | None) -> Scores:
     """All measures of one author on one test set; those of the rubric where the scenarios are known."""
     scores = compute_instruction_following_metrics(replies.texts, [pair.response for pair in pairs])
     scores["stops_by_itself"] = fmean(replies.stopped)
     if scenarios is None:
         return scores
-    ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
+    ratings = [rubric.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
     with_order = [rating for rating, scenario in zip(ratings, scenarios) if scenario.order_number]
     with_two = [rating for rating, scenario in zip(ratings, scenarios) if len(scenario.intents) == 2]
     scores |= {
         "rating": fmean(rating.score for rating in ratings),
-        "rated_4_or_more": fmean(rating.score >= retail.HIGH_QUALITY for rating in ratings),
+        "rated_4_or_more": fmean(rating.score >= rubric.HIGH_QUALITY for rating in ratings),
         "right_item": fmean(rating.item for rating in ratings),
         "wrong_item": fmean(rating.wrong_item for rating in ratings),
         "right_resolution": fmean(rating.right_resolution for rating in ratings),
@@ -147,18 +148,18 @@ def generate_replies(
     """
     model.eval()
     room = longest_prompt(model, sampling)
-    prompts = [encoder.prompt(pair.context, room) for pair in parallel.share(pairs)]
-    generated = parallel.gathered(generate(model, prompts, sampling, seed=seed, progress=progress))
+    prompts = [encoder.prompt(pair.context, room) for pair in distributed.shard(pairs)]
+    generated = distributed.all_gather(generate(model, prompts, sampling, seed=seed, progress=progress))
     return Replies(encoder.texts([reply.ids for reply in generated]), [reply.stopped for reply in generated])
 
 
-def second_ideal_replies(scenarios: list[retail.Scenario], seed: int) -> Replies:
+def second_ideal_replies(scenarios: list[world.Scenario], seed: int) -> Replies:
     """What another ideal agent writes to the same customers.
 
     Two ideal agents share no words but those that matter, so their agreement is the ceiling for any model's BLEU.
     """
     rng = Random(f"second reference/{seed}")
-    return Replies([retail.ideal_reply(scenario, rng) for scenario in scenarios], [True] * len(scenarios))
+    return Replies([world.ideal_reply(scenario, rng) for scenario in scenarios], [True] * len(scenarios))
 
 
 # ---------------------------------------------------------------------------------------------------- two models
@@ -185,7 +186,7 @@ def evaluate_sft_vs_pretrained(
     seed: int = 0,
     *,
     samples: int = 1,
-    scenarios: list[retail.Scenario] | None = None,
+    scenarios: list[world.Scenario] | None = None,
     name: str = "test",
 ) -> SideBySide:
     """Lets both models answer the same contexts, with the same random numbers, and scores them alike.
@@ -200,7 +201,7 @@ def evaluate_sft_vs_pretrained(
     scenarios = scenarios or recognise(pairs)
     authors: dict[str, list[Replies]] = {}
     for author, model in {"pretrained": pretrained, "sft": sft}.items():
-        total = samples * len(parallel.share(pairs))
+        total = samples * len(distributed.shard(pairs))
         with tqdm(total=total, desc=f"{name}: {author}", unit="reply", disable=None) as bar:
             authors[author] = [
                 generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", bar.update)
@@ -232,7 +233,7 @@ def evaluate_sft_vs_pretrained(
     return SideBySide(scores, spread, entries)
 
 
-def _entry(pair: Pair, scenario: retail.Scenario | None, written: dict[str, list[tuple[str, bool]]]) -> Entry:
+def _entry(pair: Pair, scenario: world.Scenario | None, written: dict[str, list[tuple[str, bool]]]) -> Entry:
     """One context of `replies.json`: the first sample of each author, and all of them under "samples"."""
     samples = {
         author: [{"text": text, "stops_by_itself": stopped, **_rubric(scenario, text)} for text, stopped in texts]
@@ -245,13 +246,13 @@ def _entry(pair: Pair, scenario: retail.Scenario | None, written: dict[str, list
         if scenario:
             entry[f"{key}_rating"] = first["rating"]
     if scenario:
-        entry["reference_rating"] = retail.rate(scenario, pair.response).score
+        entry["reference_rating"] = rubric.rate(scenario, pair.response).score
         entry["categories"] = sorted({intent.category for intent in scenario.intents})
     return entry | {"samples": samples}
 
 
-def _rubric(scenario: retail.Scenario | None, text: str) -> dict[str, object]:
+def _rubric(scenario: world.Scenario | None, text: str) -> dict[str, object]:
     if scenario is None:
         return {}
-    rating = retail.rate(scenario, text)
+    rating = rubric.rate(scenario, text)
     return {"rating": rating.score, "faults": rating.faults}

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.files import written_whole
+from part3_pretrain.runtime.files import atomic_write
 
 SHOWN = {"rated_4_or_more": "share rated 4.0 or more", "rouge_l": "ROUGE-L", "bleu": "BLEU"}  # epoch by epoch
 # Of `MEASURES`, those that a terminal and `by_epoch` show.
@@ -56,7 +56,7 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
         axes.grid(alpha=0.3)
     upper.legend()
     lower.legend(loc=(0.27, 0.1))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
 
@@ -179,7 +179,7 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         *(_example(entry) for entry in evaluation["examples"]),
     ]
     sections.insert(2, _contents(sections))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from part3_pretrain import retail
-from part3_pretrain.retail import Scenario
+from part3_pretrain.retail import world
+from part3_pretrain.retail.world import Scenario
 from part4_sft.dataset import Pair
 
 Disturbed = tuple[list[Pair], list[Scenario]]
@@ -23,11 +23,11 @@ def disturbed(pairs: list[Pair], scenarios: list[Scenario], seed: int) -> dict[s
     rng = Random(f"robustness/{seed}")
     sets: dict[str, Disturbed] = {"one_typo": ([], []), "lower_case": ([], []), "unknown_product": ([], [])}
     for pair, scenario in zip(pairs, scenarios):
-        invented = retail.invent_item(rng, held_out=True)
+        invented = world.invent_item(rng, held_out=True)
         for name, (context, wanted) in {
-            "one_typo": retail.mistype(pair.context, scenario, rng),
+            "one_typo": world.mistype(pair.context, scenario, rng),
             "lower_case": (pair.context.lower(), scenario),
-            "unknown_product": retail.rename(pair.context, scenario, invented),
+            "unknown_product": world.rename(pair.context, scenario, invented),
         }.items():
             response = pair.response.replace(scenario.item, wanted.item)
             sets[name][0].append(replace(pair, context=context, response=response))

@@ -14,29 +14,29 @@ from typing import Any
 
 import torch
 
-from part3_pretrain import parallel
 from part3_pretrain.bfloat16 import multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.command_line import UserError
-from part3_pretrain.files import check_free, check_writable, written_whole
 from part3_pretrain.model import Transformer
-from part3_pretrain.progress import say
-from part3_pretrain.resuming import TrainingState, digest_of_weights, settings
-from part3_pretrain.retail import Scenario
+from part3_pretrain.retail.world import Scenario
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.files import atomic_write, check_not_folder, check_writable
+from part3_pretrain.runtime.log import log
+from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights, settings
 from part4_sft import dataset, metrics, report
 from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.comparison import compare
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Example, PairEncoder
+from part4_sft.extras.lora import add_lora, check_peft, merge_lora
+from part4_sft.extras.streaming import TrainingData, beginning, streamed
+from part4_sft.extras.tensorboard import TensorBoard, check_tensorboard
 from part4_sft.failures import errors_by_category, worst_replies
 from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling
-from part4_sft.lora import add_lora, check_peft, merge_lora
 from part4_sft.metrics import Entry, SideBySide, evaluate_sft_vs_pretrained, score
 from part4_sft.robustness import disturbed
-from part4_sft.streaming import TrainingData, beginning, streamed
-from part4_sft.tensorboard import TensorBoard, check_tensorboard
 from part4_sft.training import Step, mean_loss, train
 
 MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"
@@ -127,7 +127,7 @@ def fine_tune(
     state = state or TrainingState()
     state.attach(by_epoch=by_epoch)
     seconds: dict[str, float] = {}
-    is_first = parallel.rank() == 0
+    is_first = distributed.rank() == 0
     board = TensorBoard(config.tensorboard, config.learning_rate) if config.tensorboard and is_first else None
 
     def validate(epoch: int, train_loss: float | None) -> None:
@@ -146,7 +146,7 @@ def fine_tune(
                     **{name: scores[name] for name in report.PRINTED if name in scores},
                 }
             )
-            say(report.epoch_in_words(by_epoch[-1]))
+            log(report.epoch_in_words(by_epoch[-1]))
             if board:
                 board.epoch(by_epoch[-1])
 
@@ -187,7 +187,7 @@ def evaluate(
 
     def both(name: str, pairs: list[Pair], samples: int = 1, scenarios: list[Scenario] | None = None) -> SideBySide:
         times = f", each {samples} times" if samples > 1 else ""
-        say(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
+        log(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
         how = (sampling(config), config.seed)
         return evaluate_sft_vs_pretrained(
             pretrained, sft, encoder, pairs, *how, samples=samples, scenarios=scenarios, name=name
@@ -247,7 +247,7 @@ def save(
     for name, replies in entries.items():
         contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
     for name, content in contents.items():
-        with written_whole(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(out / name)
     report.save_loss_curve(out / "loss_curve.png", [step.loss for step in steps], evaluation["by_epoch"])
@@ -285,12 +285,12 @@ def check_options(config: SFTConfig) -> None:
 def check_files(config: SFTConfig) -> None:
     """Raises UserError where a folder has the name of a file that a run writes."""
     names = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
-    check_free(*names, *(config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE)))
+    check_not_folder(*names, *(config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE)))
 
 
 def choose_device(name: str) -> torch.device:
     """Raises UserError where cuda is asked for and there is none, or not one for each process of this machine."""
-    found, needed = torch.cuda.device_count(), parallel.count_here()
+    found, needed = torch.cuda.device_count(), distributed.local_world_size()
     if name == "cuda" and not found:
         raise UserError("--device cuda cannot be used, since torch finds no such device here; try --device cpu")
     if name != "cpu" and 0 < found < needed:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from part3_pretrain import parallel
-from part3_pretrain.command_line import UserError
 from part3_pretrain.corpus import IGNORE
 from part3_pretrain.model import Transformer
-from part3_pretrain.progress import say
-from part3_pretrain.resuming import TrainingState
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.log import log
+from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example, collate, shuffled_steps
-from part4_sft.optimizer import BFloat16Adam
+from part4_sft.extras.bfloat16_adam import BFloat16Adam
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 summed_cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE, reduction="sum")
@@ -68,7 +68,7 @@ def train(
 ) -> list[Step]:
     """Fine-tunes the model in place: all of its parameters that require gradients.
 
-    Of several processes, each computes its share of every step. A sharded model stays so; see `parallel.whole`.
+    Of several processes, each computes its share of every step. A sharded model stays so; see `distributed.unsharded`.
 
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.
@@ -83,7 +83,7 @@ def train(
         UserError: a loss or a gradient is not finite; model and state are those before that step.
     """
     device = model.embed_tokens.weight.device
-    objective = parallel.engine(model, masked_loss, config.shard, getattr(torch, config.dtype))
+    objective = distributed.data_parallel(model, masked_loss, config.shard, getattr(torch, config.dtype))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, config)
     history: list[tuple[float, float, int]] = []  # the values of each `Step`
@@ -92,7 +92,7 @@ def train(
     steps_per_epoch = -(-len(examples) // config.batch_size)
     total = config.epochs * steps_per_epoch
     if history:
-        say(f"resuming after step {len(history):,} of {total:,}")
+        log(f"resuming after step {len(history):,} of {total:,}")
     bar = tqdm(total=total, initial=len(history), desc="fine-tuning", unit="step", disable=None)
     with bar, state.signals_wait():
         while len(history) < total:
@@ -103,18 +103,20 @@ def train(
                 # Divided by the tokens of the whole step, not of each micro-batch: else short replies would weigh more.
                 step_tokens = sum(label != IGNORE for example in step for label in example.labels[1:])
                 step_loss = 0.0
-                parts = min(config.gradient_accumulation_steps, -(-len(step) // parallel.count()))
+                parts = min(config.gradient_accumulation_steps, -(-len(step) // distributed.world_size()))
                 for part in range(parts):
-                    own = parallel.share(step)[part::parts]
+                    own = distributed.shard(step)[part::parts]
                     # All processes compute equally often, since they exchange: one that has no pair counts it as 0.
                     inputs, targets, lengths = collate(own or step[:1])
-                    parallel.exchange_gradients(objective, part == parts - 1)
+                    distributed.set_requires_gradient_sync(objective, part == parts - 1)
                     loss = objective(inputs.to(device), targets.to(device), lengths) / step_tokens * bool(own)
-                    (loss * parallel.count()).backward()  # of what the processes compute, the engines take the mean
+                    (
+                        loss * distributed.world_size()
+                    ).backward()  # of what the processes compute, the engines take the mean
                     step_loss += loss.item()
-                (step_loss,) = parallel.sums(step_loss)
+                (step_loss,) = distributed.all_reduce_sum(step_loss)
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                gradient_norm = parallel.whole_tensor(nn.utils.get_total_norm(gradients)).item()
+                gradient_norm = distributed.full_tensor(nn.utils.get_total_norm(gradients)).item()
                 if not math.isfinite(step_loss + gradient_norm):
                     state.save()
                     pairs = ", ".join(str(place + 1) for place in places)
@@ -131,7 +133,7 @@ def train(
                     state.step_done()
             of_epoch = history[-steps_per_epoch:]
             summed = sum(loss * tokens for loss, _, tokens in of_epoch)
-            with parallel.whole(model):
+            with distributed.unsharded(model):
                 after_epoch(epoch + 1, summed / sum(tokens for _, _, tokens in of_epoch))
             state.save()
     return [Step(*values) for values in history]
@@ -149,10 +151,10 @@ def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int =
     """Cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
     device = model.embed_tokens.weight.device
     summed = tokens = 0.0
-    own = parallel.share(examples)
+    own = distributed.shard(examples)
     for start in range(0, len(own), batch_size):
         inputs, targets, lengths = collate(own[start : start + batch_size])
         summed += masked_loss(model, inputs.to(device), targets.to(device), lengths).item()
         tokens += int((targets != IGNORE).sum())
-    summed, tokens = parallel.sums(summed, tokens)
+    summed, tokens = distributed.all_reduce_sum(summed, tokens)
     return summed / tokens

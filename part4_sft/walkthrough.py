@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from part3_pretrain import retail
-from part3_pretrain.command_line import PATH, exit_status, option, parse, same_as
+from part3_pretrain.retail import rubric
+from part3_pretrain.runtime.cli import PATH, exit_status, option, parse, same_as
 from part4_sft.chat import in_words
 from part4_sft.config import DEFAULT_CHECKPOINT, DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
-from part4_sft.terminal import wrapped
+from part4_sft.terminal.screen import wrapped
 
 if TYPE_CHECKING:  # --help should not wait for torch
     from part3_pretrain.model import Transformer
@@ -31,8 +31,8 @@ class WalkthroughConfig:
     pair: int = option(
         14,
         "which of the training pairs",
-        wanted=f"1 to {HIGH_QUALITY_PAIRS}",
-        is_good=lambda pair: 1 <= pair <= HIGH_QUALITY_PAIRS,
+        allowed=f"1 to {HIGH_QUALITY_PAIRS}",
+        is_valid=lambda pair: 1 <= pair <= HIGH_QUALITY_PAIRS,
     )
     seed: int = same_as(SFTConfig, "seed")
 
@@ -173,9 +173,9 @@ def answer(path: Path, pair: Pair, settings: SFTConfig) -> None:
         likeliest = "  ".join(f"{tokens(encoder, [id])} {share:.3f}" for share, id in top if share >= 0.0005)
         print(f"{step + 1:4}  {tokens(encoder, [drawn[step]]):16} {likeliest}")
     (text,) = encoder.texts([reply.ids])
-    scenario = retail.recognise(pair.context)
+    scenario = rubric.recognise(pair.context)
     paragraph(f"reply, {len(drawn)} tokens: {text}")
-    paragraph(in_words(retail.rate(scenario, text) if scenario else None))
+    paragraph(in_words(rubric.rate(scenario, text) if scenario else None))
 
 
 # ---------------------------------------------------------------------------------------------------- printing

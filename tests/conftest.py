@@ -25,9 +25,9 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.command_line import exit_status
 from part3_pretrain.corpus import draw_conversation
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.runtime.cli import exit_status
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.dataset import Pair, make_datasets
 from part4_sft.encoding import PairEncoder

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.command_line import UserError
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.tokenizer import train_tokenizer
 
 MADE_BY = {"seed": 3, "learning_rate": 2e-3, "corpus": None}

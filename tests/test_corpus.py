@@ -9,11 +9,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain import retail
 from part3_pretrain.corpus import COPY_LENGTH, IGNORE, batches, copy_batch, draw_conversation, tokenize
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.pretraining import next_token_loss
-from part3_pretrain.retail import HIGH_QUALITY, INTENTS, WORLD, Scenario
+from part3_pretrain.retail import rubric, world
+from part3_pretrain.retail.rubric import HIGH_QUALITY
+from part3_pretrain.retail.world import INTENTS, WORLD, Scenario
+from part3_pretrain.run import next_token_loss
 from part3_pretrain.tokenizer import train_tokenizer
 
 SHELVES = WORLD["departments"].values()
@@ -30,7 +31,7 @@ def conversations() -> list[str]:
 @pytest.fixture(scope="module")
 def recognised(conversations: list[str]) -> list[tuple[str, Scenario]]:
     """The conversations whose first message is about an item of the catalogue, with what it says."""
-    read = [(text, retail.recognise(first_message(text))) for text in conversations]
+    read = [(text, rubric.recognise(first_message(text))) for text in conversations]
     return [(text, scenario) for text, scenario in read if scenario and scenario.item in ITEMS]
 
 
@@ -66,7 +67,7 @@ def test_no_customer_has_a_combination_of_intent_and_item_that_is_held_out(
 ) -> None:
     assert len(recognised) > 1_500
     for text, scenario in recognised:
-        assert not any(retail.held_out_item(intent, scenario.item) for intent in scenario.intents), text
+        assert not any(world.held_out_item(intent, scenario.item) for intent in scenario.intents), text
 
 
 def test_no_agent_resolves_a_combination_of_intent_and_item_that_is_held_out(conversations: list[str]) -> None:
@@ -78,7 +79,7 @@ def test_no_agent_resolves_a_combination_of_intent_and_item_that_is_held_out(con
         for intent in INTENTS
         if intent.evidence in reply.lower()
         for item in items_in(reply)
-        if retail.held_out_item(intent, item)
+        if world.held_out_item(intent, item)
     ]
     assert leaks == [], f"{len(leaks)} replies"
 
@@ -98,8 +99,8 @@ def test_no_wording_that_is_held_out_occurs(conversations: list[str]) -> None:
     rng = Random(1)
 
     def draw(held_out: bool) -> set[str]:
-        drawn = [retail.draw_scenario(rng, held_out=True, two_problems=0.0) for _ in range(4_000)]
-        return {wording(retail.draw_context(scenario, rng, held_out=held_out)) for scenario in drawn}
+        drawn = [world.draw_scenario(rng, held_out=True, two_problems=0.0) for _ in range(4_000)]
+        return {wording(world.draw_context(scenario, rng, held_out=held_out)) for scenario in drawn}
 
     in_corpus = {wording(first_message(text)) for text in conversations}
     assert len(in_corpus & draw(held_out=False)) > 100  # so equal wordings would be found
@@ -119,14 +120,14 @@ def test_phrases_for_restatements_occur_but_are_never_answered(conversations: li
 
 def test_no_invented_name_that_is_reserved_for_tests_occurs(conversations: list[str]) -> None:
     rng = Random(0)
-    reserved = {retail.invent_item(rng, held_out=True) for _ in range(2_000)}
+    reserved = {world.invent_item(rng, held_out=True) for _ in range(2_000)}
     words = {word for text in conversations for word in re.findall(r"\w+", text)}
-    ours = {retail.invent_item(rng, held_out=False) for _ in range(10_000)}
+    ours = {world.invent_item(rng, held_out=False) for _ in range(10_000)}
     assert words & ours and not words & reserved
 
 
 def test_at_most_a_fifth_of_the_agents_replies_is_ideal(recognised: list[tuple[str, Scenario]]) -> None:
-    ratings = [retail.rate(scenario, reply).score for text, scenario in recognised for reply in agent_turns(text)]
+    ratings = [rubric.rate(scenario, reply).score for text, scenario in recognised for reply in agent_turns(text)]
     assert 0.05 < sum(score >= HIGH_QUALITY for score in ratings) / len(ratings) <= 0.2
 
 

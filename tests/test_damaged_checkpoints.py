@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.command_line import UserError
-from part3_pretrain.huggingface import write_folder
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 from part4_sft import sft
 
 Command = Callable[..., tuple[int | str | None, str, str]]

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import pytest
 
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.command_line import UserError
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 from part4_sft import report, sft, stages
 from part4_sft.encoding import Example
 from part4_sft.formats import load_pairs

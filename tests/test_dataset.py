@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from part3_pretrain import retail
+from part3_pretrain.retail import rubric, world
 from part4_sft.dataset import Pair, draw_pairs, hold_out, make_datasets, save_pairs
 from part4_sft.formats import load_pairs
 
@@ -19,9 +19,9 @@ HELD_OUT = ["sft_validation", "sft_test", "sft_test_unseen_wording", "sft_test_u
 
 
 @pytest.fixture(scope="module")
-def scenarios(made: dict[str, list[Pair]]) -> dict[str, list[retail.Scenario]]:
+def scenarios(made: dict[str, list[Pair]]) -> dict[str, list[world.Scenario]]:
     """What the customer of every pair wants, read back from the context alone."""
-    return {name: [retail.recognise(pair.context) for pair in pairs] for name, pairs in made.items()}
+    return {name: [rubric.recognise(pair.context) for pair in pairs] for name, pairs in made.items()}
 
 
 def test_the_five_sets_have_their_sizes_and_only_the_first_500_are_of_high_quality(made: dict[str, list[Pair]]) -> None:
@@ -59,16 +59,16 @@ def test_saved_pairs_have_exactly_three_keys_and_come_back(made: dict[str, list[
 
 
 def test_high_quality_is_what_the_rubric_says(
-    made: dict[str, list[Pair]], scenarios: dict[str, list[retail.Scenario]]
+    made: dict[str, list[Pair]], scenarios: dict[str, list[world.Scenario]]
 ) -> None:
     for name, pairs in made.items():
         for pair, scenario in zip(pairs, scenarios[name]):
-            assert pair.high_quality == (retail.rate(scenario, pair.response).score >= 4.0), pair
+            assert pair.high_quality == (rubric.rate(scenario, pair.response).score >= 4.0), pair
 
 
 @pytest.mark.parametrize("names", [["sft_dataset"], HELD_OUT], ids=["training", "held out"])
 def test_half_give_an_order_number_and_a_tenth_have_two_problems(
-    scenarios: dict[str, list[retail.Scenario]], names: list[str]
+    scenarios: dict[str, list[world.Scenario]], names: list[str]
 ) -> None:
     drawn = [scenario for name in names for scenario in scenarios[name]]
     assert sum(scenario.order_number is not None for scenario in drawn) / len(drawn) == pytest.approx(0.5, abs=0.06)
@@ -76,20 +76,20 @@ def test_half_give_an_order_number_and_a_tenth_have_two_problems(
 
 
 def test_no_training_pair_shares_an_intent_and_item_with_a_held_out_pair(
-    scenarios: dict[str, list[retail.Scenario]],
+    scenarios: dict[str, list[world.Scenario]],
 ) -> None:
     trained = _combinations(scenarios["sft_dataset"])
     for name in HELD_OUT:
         assert not trained & _combinations(scenarios[name]), name
 
 
-def _combinations(scenarios: Iterable[retail.Scenario]) -> set[tuple[str, str]]:
+def _combinations(scenarios: Iterable[world.Scenario]) -> set[tuple[str, str]]:
     return {(intent.name, scenario.item) for scenario in scenarios for intent in scenario.intents}
 
 
 @pytest.mark.slow
 def test_unseen_wordings_are_new_patterns_of_known_phrases(
-    made: dict[str, list[Pair]], scenarios: dict[str, list[retail.Scenario]]
+    made: dict[str, list[Pair]], scenarios: dict[str, list[world.Scenario]]
 ) -> None:
     def patterns(name: str) -> set[str]:
         return {_pattern(pair.context, scenario.item) for pair, scenario in zip(made[name], scenarios[name])}
@@ -98,7 +98,7 @@ def test_unseen_wordings_are_new_patterns_of_known_phrases(
     assert not unseen & (patterns("sft_dataset") | patterns("sft_validation"))
     assert patterns("sft_test") & patterns("sft_dataset")  # the comparison can find something
 
-    phrases = [phrase for intent in retail.INTENTS for phrase in intent.phrases]
+    phrases = [phrase for intent in world.INTENTS for phrase in intent.phrases]
     known = _said(phrases, [pair.context for pair in made["sft_dataset"]])
     for pair in made["sft_test_unseen_wording"]:
         said = _said(phrases, [pair.context])
@@ -112,7 +112,7 @@ def _pattern(context: str, item: str) -> str:
 
 
 def test_phrases_kept_for_pretraining_occur_in_the_unseen_phrase_set_alone(made: dict[str, list[Pair]]) -> None:
-    reserved = [phrase for intent in retail.INTENTS for phrase in intent.restated_only]
+    reserved = [phrase for intent in world.INTENTS for phrase in intent.restated_only]
     for pair in made["sft_test_unseen_phrase"]:
         assert _said(reserved, [pair.context]), pair.context
     others = made.keys() - {"sft_test_unseen_phrase"}
@@ -121,8 +121,8 @@ def test_phrases_kept_for_pretraining_occur_in_the_unseen_phrase_set_alone(made:
 
 def _said(phrases: list[str], contexts: list[str]) -> set[str]:
     """The phrases, with slots such as {it} and {my}, that occur in the contexts."""
-    persons = retail.WORLD["person"].values()
-    slots = {slot: "|".join(person[slot] for person in persons) for slot in retail.WORLD["person"]["first"]}
+    persons = world.WORLD["person"].values()
+    slots = {slot: "|".join(person[slot] for person in persons) for slot in world.WORLD["person"]["first"]}
     slots["it"] = r"it|the [\w ]+?"
     either = "|".join(
         "("
@@ -139,7 +139,7 @@ def test_pairs_are_written_as_they_are_drawn(tmp_path: Path) -> None:
     seen: set[int] = set()
 
     def watched() -> Iterator[Pair]:
-        for count, pair in enumerate(islice(draw_pairs(retail.ideal_reply, False, seen, Random(0)), 3000), start=1):
+        for count, pair in enumerate(islice(draw_pairs(world.ideal_reply, False, seen, Random(0)), 3000), start=1):
             assert len(seen) == count
             yield pair
 

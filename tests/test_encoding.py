@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from part3_pretrain.command_line import UserError
+from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.tokenizer import EOS, PAD, load_tokenizer
 from part4_sft.dataset import Pair
 from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps

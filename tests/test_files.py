@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from part3_pretrain.command_line import UserError
-from part3_pretrain.files import check_writable, locked, written_whole
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.files import atomic_write, check_writable, locked
 
 
 def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.txt"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert (temporary.parent, temporary.suffix) == (path.parent, path.suffix)
         assert not path.exists()
@@ -26,7 +26,7 @@ def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
 def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path: Path, mistake: type[BaseException]) -> None:
     path = tmp_path / "report.txt"
     path.write_text("old")
-    with pytest.raises(mistake), written_whole(path) as temporary:
+    with pytest.raises(mistake), atomic_write(path) as temporary:
         temporary.write_text("half of the ne")
         raise mistake
     assert path.read_text() == "old"

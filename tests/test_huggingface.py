@@ -17,9 +17,9 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
-from part3_pretrain.command_line import UserError
-from part3_pretrain.huggingface import write_folder
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 from part4_sft.generation import Sampling, generate
 
 SHAPE: dict[str, Any] = {  # unusual numbers, so that one that is not passed on shows

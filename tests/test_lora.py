@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 
-from part3_pretrain.command_line import UserError
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import PairEncoder
-from part4_sft.lora import add_lora, check_peft, merge_lora
+from part4_sft.extras.lora import add_lora, check_peft, merge_lora
 from part4_sft.training import mean_loss, train
 
 
@@ -40,6 +40,6 @@ def test_only_the_small_matrices_learn_and_they_are_merged_in_the_end(
 
 def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     check_peft()
-    monkeypatch.setattr("part4_sft.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("part4_sft.extras.lora.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install peft"):
         check_peft()

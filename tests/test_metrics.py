@@ -12,8 +12,8 @@ import torch
 from nltk import wordpunct_tokenize
 from rouge_score.rouge_scorer import RougeScorer
 
-from part3_pretrain import retail
 from part3_pretrain.model import Transformer
+from part3_pretrain.retail import rubric, world
 from part4_sft.dataset import Pair
 from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling
@@ -99,7 +99,7 @@ def test_the_rubrics_rows_are_the_means_of_the_ratings(made: dict[str, list[Pair
     scenarios = recognise(pairs)
     scores = score(Replies([pair.response for pair in pairs], [True, False] * 200), pairs, scenarios)
 
-    ratings = [retail.rate(scenario, pair.response) for scenario, pair in zip(scenarios, pairs)]
+    ratings = [rubric.rate(scenario, pair.response) for scenario, pair in zip(scenarios, pairs)]
     with_order = [rating for rating, scenario in zip(ratings, scenarios) if scenario.order_number]
     with_two = [rating for rating, scenario in zip(ratings, scenarios) if len(scenario.intents) == 2]
     assert scores == {
@@ -138,7 +138,7 @@ def test_a_second_ideal_reply_is_faultless_and_in_other_words(made: dict[str, li
     pairs = made["sft_test"] + made["sft_test_unseen_phrase"]
     scenarios = recognise(pairs)
     replies = second_ideal_replies(scenarios, seed=0)
-    ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
+    ratings = [rubric.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
     assert {rating.score for rating in ratings} == {5.0}
     assert sum(text != pair.response for text, pair in zip(replies.texts, pairs)) > 0.9 * len(pairs)
     assert replies == second_ideal_replies(scenarios, seed=0) != second_ideal_replies(scenarios, seed=1)
@@ -182,11 +182,11 @@ def test_two_models_side_by_side(tiny_model: Transformer, encoder: PairEncoder, 
     assert [entry["pretrained"] for entry in found.entries] != [entry["sft"] for entry in found.entries]
     for entry, scenario in zip(found.entries, scenarios):
         for author in ("pretrained", "sft", "reference", "second_reference"):
-            assert entry[f"{author}_rating"] == retail.rate(scenario, entry[author]).score
+            assert entry[f"{author}_rating"] == rubric.rate(scenario, entry[author]).score
 
 
-def rated(replies: Replies, scenarios: list[retail.Scenario]) -> list[tuple[str, bool, retail.Rating]]:
-    ratings = [retail.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
+def rated(replies: Replies, scenarios: list[world.Scenario]) -> list[tuple[str, bool, rubric.Rating]]:
+    ratings = [rubric.rate(scenario, text) for scenario, text in zip(scenarios, replies.texts)]
     return list(zip(replies.texts, replies.stopped, ratings))
 
 

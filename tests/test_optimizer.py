@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from part4_sft import optimizer
-from part4_sft.optimizer import BFloat16Adam, rounded_by_chance
+from part4_sft.extras import bfloat16_adam as optimizer
+from part4_sft.extras.bfloat16_adam import BFloat16Adam, rounded_by_chance
 
 
 def trained(adam: torch.optim.Optimizer, weight: nn.Parameter, steps: int) -> Tensor:

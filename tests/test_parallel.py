@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from part3_pretrain import pretrain
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.command_line import exit_status
+from part3_pretrain.runtime.cli import exit_status
 from part4_sft import sft
 from part4_sft.dataset import Pair, save_pairs
 
@@ -210,15 +210,15 @@ def torchrun(*arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("restart_count", [0, 1])
 def test_torchrun_ends_a_job_whose_process_is_killed_or_restarts_it_from_its_state(
-    restarts: int, options: list[str], straight: Path, tmp_path: Path
+    restart_count: int, options: list[str], straight: Path, tmp_path: Path
 ) -> None:
     job = tmp_path / "job.py"
     job.write_text(
         "import os, signal\n"
         "from torch.optim.optimizer import register_optimizer_step_post_hook\n"
-        "from part3_pretrain.command_line import exit_status\n"
+        "from part3_pretrain.runtime.cli import exit_status\n"
         "from part4_sft import sft\n"
         "steps = iter(range(1, 41))\n"
         "def count(*arguments):\n"
@@ -228,12 +228,12 @@ def test_torchrun_ends_a_job_whose_process_is_killed_or_restarts_it_from_its_sta
         "    register_optimizer_step_post_hook(count)\n"
         "raise SystemExit(exit_status(sft.main))\n"
     )
-    command = torchrun("--max-restarts", str(restarts), str(job), *options, *in_folder(tmp_path))
+    command = torchrun("--max-restart_count", str(restart_count), str(job), *options, *in_folder(tmp_path))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert "error: another process of this job was killed" in done.stderr, done.stderr
-    assert (done.returncode == 0) == bool(restarts), done.stderr
-    if restarts:
+    assert (done.returncode == 0) == bool(restart_count), done.stderr
+    if restart_count:
         assert_same_training(tmp_path, straight)
         assert done.stdout.count("trained on 33 of 33 pairs") == 1  # the first process alone speaks
     else:

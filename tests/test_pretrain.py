@@ -16,7 +16,7 @@ import torch
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.pretrain import main
-from part3_pretrain.pretraining import learning_rate_factor, pretrain, read_corpus
+from part3_pretrain.run import learning_rate_factor, pretrain, read_corpus
 
 Command = Callable[..., tuple[int | str | None, str, str]]
 ROOT = Path(__file__).parents[1]

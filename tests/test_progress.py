@@ -8,7 +8,7 @@ from pathlib import Path
 
 def test_a_line_reaches_a_pipe_while_the_command_goes_on() -> None:
     # At its end a process would write what is still in the buffer, but for one that ends like this.
-    command = "from part3_pretrain.progress import say; import os, time; say('half'); time.sleep(20); os._exit(0)"
+    command = "from part3_pretrain.runtime.log import log; import os, time; log('half'); time.sleep(20); os._exit(0)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [sys.executable, "-c", command],

@@ -20,8 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from part3_pretrain import pretrain
 from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
-from part3_pretrain.command_line import exit_status
-from part3_pretrain.files import locked
+from part3_pretrain.runtime.cli import exit_status
+from part3_pretrain.runtime.files import locked
 from part4_sft import sft, training
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import shuffled_steps

@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from part3_pretrain.retail import (
-    HIGH_QUALITY,
+from part3_pretrain.retail.rubric import HIGH_QUALITY, rate, recognise
+from part3_pretrain.retail.world import (
     INTENTS,
     WORLD,
     Intent,
@@ -23,8 +23,6 @@ from part3_pretrain.retail import (
     ideal_reply,
     invent_item,
     mistype,
-    rate,
-    recognise,
     rename,
     typical_reply,
 )

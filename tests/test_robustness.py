@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from difflib import SequenceMatcher
 
-from part3_pretrain import retail
+from part3_pretrain.retail import rubric
 from part4_sft.dataset import Pair
 from part4_sft.metrics import recognise
 from part4_sft.robustness import disturbed
@@ -16,7 +16,7 @@ def test_each_disturbance_changes_what_it_says_and_the_reference_stays_faultless
     for name, (changed, wanted) in sets.items():
         assert len(changed) == len(wanted) == len(pairs)
         for after, scenario in zip(changed, wanted):
-            assert retail.rate(scenario, after.response).score == 5.0, (name, after)
+            assert rubric.rate(scenario, after.response).score == 5.0, (name, after)
             assert (scenario.misspelled or scenario.item).lower() in after.context.lower()
 
     for before, after in zip(pairs, sets["one_typo"][0]):

@@ -54,7 +54,7 @@ def called(tree: ast.AST) -> set[str]:
 def test_no_code_is_made_of_texts_and_no_shell_is_called(package: str) -> None:
     forbidden = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
     modules = {"pickle", "subprocess", "marshal", "shelve", "dill", "socket", "urllib", "requests", "http"}
-    for path in (ROOT / package).glob("*.py"):
+    for path in (ROOT / package).rglob("*.py"):
         names = called(ast.parse(path.read_text(encoding="utf-8")))
         assert not names & forbidden, path
         assert not {name.split(".")[0] for name in names} & modules, path
@@ -64,7 +64,7 @@ def test_checkpoints_are_read_without_running_them() -> None:
     """`weights_only=True` wherever torch reads a file."""
     found = 0
     for package in ("part3_pretrain", "part4_sft"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                     assert "weights_only=True" in map(ast.unparse, node.keywords), path

@@ -22,7 +22,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.huggingface import write_folder
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part4_sft import sft, stages
 from part4_sft.config import SFTConfig

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from part3_pretrain.command_line import UserError
-from part4_sft import sft, streaming
+from part3_pretrain.runtime.cli import UserError
+from part4_sft import sft
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import PairEncoder
+from part4_sft.extras import streaming
+from part4_sft.extras.streaming import streamed
 from part4_sft.formats import load_pairs
-from part4_sft.streaming import streamed
 
 Command = Callable[..., tuple[int | str | None, str, str]]
 

@@ -62,7 +62,7 @@ def test_what_a_run_before_noted_of_the_same_steps_does_not_count(
 def test_without_tensorboard_it_says_what_to_install(
     run_main: Command, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("part4_sft.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("part4_sft.extras.tensorboard.find_spec", lambda name: None)
     status, _, complained = run_main(sft.main, *options, "--tensorboard", tmp_path / "board")
     assert status == 2 and complained.startswith("error: ") and "pip install tensorboard" in complained
     assert not (tmp_path / "board").exists()

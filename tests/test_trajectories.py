@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.huggingface import write_folder
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft import sft
 from part4_sft.config import SFTConfig

@@ -28,7 +28,7 @@ Texts = dict[str, set[str]]  # what names may stand for
 def test_the_page_lists_every_message_and_no_other() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     explained = {normalised(text) for text in re.findall(r"\*\*`(.+?)`\*\*", page, re.DOTALL)}
-    sources = (path for package in ("part3_pretrain", "part4_sft") for path in (ROOT / package).glob("*.py"))
+    sources = (path for package in ("part3_pretrain", "part4_sft") for path in (ROOT / package).rglob("*.py"))
     told = {text for path in sources for text in messages(path.read_text(encoding="utf-8"))}
     assert told >= FOR_PROGRAMMERS
     assert not (missing := told - FOR_PROGRAMMERS - explained), "\n".join(["to be explained:", *sorted(missing)])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from part3_pretrain import retail
 from part3_pretrain.model import Transformer
+from part3_pretrain.retail import rubric
 from part4_sft import walkthrough
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
@@ -108,7 +108,7 @@ def test_the_reply_is_that_of_the_evaluation(
     _, printed = sections["8. A reply before fine-tuning"].split("tokens: ")
     reply, rating = printed.split("(rated ")
     assert re.sub(r"\W", "", reply) == re.sub(r"\W", "", wanted)
-    rated = retail.rate(retail.recognise(pair.context), wanted)
+    rated = rubric.rate(rubric.recognise(pair.context), wanted)
     assert " ".join(rating.split()) == "; ".join([f"{rated.score:.1f}", *rated.faults]) + ")"
 
 

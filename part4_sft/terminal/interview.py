@@ -21,10 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from part3_pretrain.command_line import UserError
-from part3_pretrain.files import cannot_read
-from part4_sft.terminal import BOLD, DIM, full_screen, show, size, styled, wrapped
-from part4_sft.terminal import keys as typed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.files import cannot_read
+from part4_sft.terminal.screen import BOLD, DIM, full_screen, show, size, styled, wrapped
+from part4_sft.terminal.screen import keys as typed
 
 BACK, SKIP, UNDO, QUIT, MORE = "b", "s", "u", "q", " "
 BEGIN = "begin"  # in the journal, stands before the keys of a sitting

@@ -7,7 +7,7 @@ import sys
 from tqdm import tqdm
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints a line at once, also where stdout is a file, which Python would fill in blocks."""
     tqdm.write(line)
     sys.stdout.flush()

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from part3_pretrain.command_line import UserError, first_line
-from part3_pretrain.files import cannot_read, folder_written_whole
 from part3_pretrain.model import FAMILIES, ModelConfig, Transformer
+from part3_pretrain.runtime.cli import UserError, first_line
+from part3_pretrain.runtime.files import cannot_read
 from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
 from part3_pretrain.weights import filled
 
@@ -53,9 +52,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 LONGEST_TEXT = 64 * 2**20  # bytes; enough for a vocabulary of a million entries
 LLAMA3_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-
-# ---------------------------------------------------------------------------------------------------- in
 
 
 def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
@@ -226,72 +222,3 @@ def _text(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}; is it the folder of a Hugging Face model?") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); copy it anew") from error
-
-
-# ---------------------------------------------------------------------------------------------------- out
-
-
-def write_folder(
-    folder: Path, model: Transformer, tokenizer: Tokenizer, settings: dict[str, Any], model_card: str
-) -> None:
-    """Writes what transformers, vLLM and llama.cpp read: the whole folder, or nothing.
-
-    Args:
-        settings: the files of settings of the folder that the model once came from; where one is missing it is made.
-        model_card: the text of `README.md`.
-
-    Raises:
-        UserError: the folder is there already and not empty, or cannot be written to.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name a new folder, so that no file of another model stays in it")
-    files = made_settings(model.config, tokenizer) | settings
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    files["config.json"] = {**files["config.json"], "torch_dtype": dtype}
-    files["config.json"].pop("dtype", None)  # the newer name of the same, which older readers do not know
-    for name in ("config.json", "generation_config.json"):
-        given = files[name].get("eos_token_id")
-        if model.config.eos_ids[0] not in (given if isinstance(given, list) else [given]):
-            files[name] = {**files[name], "eos_token_id": list(model.config.eos_ids)}  # else replies would not end
-    files |= {"tokenizer.json": tokenizer.to_str(pretty=True), "README.md": model_card}
-    weights = {
-        name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
-        for name, parameter in model.named_parameters()  # tied embeddings once
-    }
-    with folder_written_whole(folder) as temporary:
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "model.safetensors").chmod(0o644)  # `save_file` makes it for the owner alone
-        for name, content in files.items():
-            text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            (temporary / name).write_text(text, encoding="utf-8")
-
-
-def made_settings(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The JSON files of settings for a model that was pretrained here."""
-    eos_id, *others = config.eos_ids
-    ends = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": config.pad_id}
-    return {
-        "config.json": {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": config.family,
-            **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
-            "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "hidden_act": "silu",
-            "rope_theta": config.rope_theta,
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": None,
-            **ends,
-        },
-        "generation_config.json": {"bos_token_id": None, **ends},
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": tokenizer.id_to_token(eos_id),
-            "pad_token": None if config.pad_id is None else tokenizer.id_to_token(config.pad_id),
-            "model_max_length": config.max_positions,
-            "clean_up_tokenization_spaces": False,
-        },
-    }

@@ -1,9 +1,11 @@
-"""The loop of pretraining: AdamW, a learning rate that rises and falls, and some steps on copying."""
+"""Pretraining on one page: corpus, tokenizer, model, the loop, and what is written."""
 
 from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -13,20 +15,48 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from part3_pretrain import corpus, parallel
+from part3_pretrain import corpus
 from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
-from part3_pretrain.command_line import UserError
+from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.config import LONGEST_ROW, PretrainConfig
-from part3_pretrain.files import cannot_read, written_whole
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.progress import say
-from part3_pretrain.resuming import TrainingState
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.files import atomic_write, cannot_read, check_not_folder
+from part3_pretrain.runtime.log import log
+from part3_pretrain.runtime.training_state import TrainingState, settings
 from part3_pretrain.tokenizer import train_tokenizer
 
 TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # share of steps on repeated random tokens, see `corpus.copy_batch`
 ADAM_BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.95), 0.1, 1.0
+DECIDE_NOTHING = {"checkpoint", "out_dir", "corpus", "save_every", "resume"}  # settings; the corpus itself decides
+
+
+def run(config: PretrainConfig) -> None:
+    """Reads or makes the corpus, trains the model and writes checkpoint and loss curve.
+
+    Raises:
+        UserError: a text file cannot be read or holds too little, a file cannot be written, or what --resume finds
+            is of another run.
+    """
+
+    picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
+    check_not_folder(config.checkpoint, picture, state_file)
+    texts = read_corpus(config)
+    made_by = {name: value for name, value in asdict(config).items() if name not in DECIDE_NOTHING}
+    made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail conversations"
+    decides = settings(config, but=DECIDE_NOTHING)
+    decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
+    with TrainingState(state_file, decides, config.save_every, config.resume) as state:
+        model, tokenizer, losses = pretrain(texts, config, state)
+        with distributed.unsharded(model):
+            if distributed.rank() == 0:
+                save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
+                save_loss_curve(picture, losses)
+    log(f"pretraining ended at a loss of {recent(losses):.3f} nats per token")
+    log(f"written: {config.checkpoint}, {picture}")
 
 
 def read_corpus(config: PretrainConfig) -> list[str]:
@@ -74,7 +104,7 @@ def pretrain(
         steps.append((corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng), False))
     rng.shuffle(steps)
 
-    objective = parallel.engine(model, next_token_loss, config.shard, torch.float32)
+    objective = distributed.data_parallel(model, next_token_loss, config.shard, torch.float32)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -92,19 +122,19 @@ def pretrain(
     state.attach(model=model, optimizer=optimizer, schedule=schedule, losses=losses)
     done = schedule.last_epoch  # steps, in this class's words
     if done:
-        say(f"resuming after step {done:,} of {len(steps):,}")
+        log(f"resuming after step {done:,} of {len(steps):,}")
     model.train()
     bar = tqdm(total=len(steps), initial=done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if low_precision else nullcontext():
         for (inputs, targets), is_text in steps[done:]:
             tokens = int((targets != corpus.IGNORE).sum())
-            own_inputs, own_targets = parallel.share(inputs), parallel.share(targets)
+            own_inputs, own_targets = distributed.shard(inputs), distributed.shard(targets)
             if not len(own_inputs):  # all processes compute equally often, since they exchange their gradients
                 own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE)
             own_loss = objective(own_inputs, own_targets) / tokens
-            (own_loss * parallel.count()).backward()  # of what the processes compute, the engines take the mean
-            (loss,) = parallel.sums(own_loss.item())
-            norm = parallel.whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT))
+            (own_loss * distributed.world_size()).backward()  # of what the processes compute, the engines take the mean
+            (loss,) = distributed.all_reduce_sum(own_loss.item())
+            norm = distributed.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT))
             if not norm.isfinite():
                 state.save()
                 fault = f"the loss of step {schedule.last_epoch + 1} is {loss}, its gradient {norm.item()}"
@@ -117,7 +147,7 @@ def pretrain(
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
             bar.update()
             if schedule.last_epoch % max(1, len(steps) // 10) == 0:
-                say(f"pretraining: step {schedule.last_epoch:,} of {len(steps):,}, loss {recent(losses):.3f}")
+                log(f"pretraining: step {schedule.last_epoch:,} of {len(steps):,}, loss {recent(losses):.3f}")
             state.step_done()
     return model, tokenizer, losses
 
@@ -156,6 +186,6 @@ def save_loss_curve(path: Path, losses: list[float]) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)

@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from part3_pretrain import parallel
-from part3_pretrain.command_line import UserError, first_line
-from part3_pretrain.files import check_writable, written_whole
-from part3_pretrain.resuming import random_numbers, set_random_numbers
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError, first_line
+from part3_pretrain.runtime.files import atomic_write, check_writable
+from part3_pretrain.runtime.training_state import random_numbers, set_random_numbers
 
 VALUES, LAST_WRITTEN = "values.json", ".metadata"
 
@@ -69,11 +69,11 @@ class StateFolder:
         self.finish()
         self.saves += 1
         folder = self.path / f"save-{self.saves:06}"
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             for unfinished in set(self.path.glob("save-*")) - set(self._whole_saves()):
                 shutil.rmtree(unfinished)
             check_writable(folder)
-            with written_whole(folder / VALUES) as temporary:
+            with atomic_write(folder / VALUES) as temporary:
                 temporary.write_text(json.dumps(values), encoding="utf-8")
         dist.barrier(self.group)
         self.writing = dcp.async_save(  # type: ignore[assignment]
@@ -90,14 +90,14 @@ class StateFolder:
             raise UserError(f"cannot write {self.path}: {first_line(error)}; make room or choose another") from error
         finally:
             self.writing = None
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             for older in self._whole_saves()[:-1]:
                 shutil.rmtree(older)
 
     def remove(self) -> None:
         self.finish()
         dist.barrier(self.group)
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _whole_saves(self) -> list[Path]:

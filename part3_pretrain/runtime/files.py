@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from part3_pretrain.command_line import UserError, is_first_process
+from part3_pretrain.runtime.cli import UserError, is_main_process
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives the path of a temporary file beside `path` that takes its place, on disk, once the block has ended well.
 
     Raises UserError where it cannot be written, as on a full disk; what was there before stays.
@@ -39,7 +39,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `folder` that takes its place once the block has ended well.
 
     Raises UserError where that cannot be written; `folder` must be missing or empty.
@@ -84,7 +84,7 @@ def locked(*folders: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in made:
             stack.callback(_remove_if_empty, folder)
-        for folder in {folder.resolve() for folder in folders} if is_first_process() else ():
+        for folder in {folder.resolve() for folder in folders} if is_main_process() else ():
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             try:
@@ -101,7 +101,7 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def check_free(*paths: Path) -> None:
+def check_not_folder(*paths: Path) -> None:
     """Raises UserError where a folder stands in the place of a file that is to be written."""
     for path in paths:
         if path.is_dir():

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from part3_pretrain import parallel
 from part3_pretrain.checkpoint import check_sums
-from part3_pretrain.command_line import Terminated, UserError, first_line, restarts, started_by_torchrun
-from part3_pretrain.files import written_whole
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import Terminated, UserError, first_line, launched_by_torchrun, restart_count
+from part3_pretrain.runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from part3_pretrain.state_folder import StateFolder
+    from part3_pretrain.runtime.state_folder import StateFolder
 
 
 class TrainingState:
@@ -52,13 +52,13 @@ class TrainingState:
         self.store: StateFile | StateFolder | None = None
         if path is None:
             return
-        if started_by_torchrun():
-            from part3_pretrain.state_folder import StateFolder  # takes a while to import
+        if launched_by_torchrun():
+            from part3_pretrain.runtime.state_folder import StateFolder  # takes a while to import
 
             self.store = StateFolder(path.with_suffix(""))
         else:
             self.store = StateFile(path)
-        resume = resume or restarts() > 0
+        resume = resume or restart_count() > 0
         if resume and self.store.exists():
             self.saved = self.store.read()
             self._check_run(self.store.path)
@@ -87,7 +87,7 @@ class TrainingState:
     def step_done(self) -> None:
         """Saves the state every `save_every` steps, and where a signal waits for that."""
         self.unsaved_steps += 1
-        if parallel.largest(self.signal) or self.unsaved_steps >= self.save_every:
+        if distributed.all_reduce_max(self.signal) or self.unsaved_steps >= self.save_every:
             self.save()
 
     def save(self) -> None:
@@ -100,7 +100,7 @@ class TrainingState:
                 values[name] = part if isinstance(part, list) else part.state_dict()
         self.store.save(values, self.parts["model"], self.parts["optimizer"])
         self.unsaved_steps = 0
-        if number := parallel.largest(self.signal):
+        if number := distributed.all_reduce_max(self.signal):
             self.store.finish()
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
@@ -112,7 +112,7 @@ class TrainingState:
 
         def wait(number: int, frame: object) -> None:
             self.signal = number
-            for waiting, handler in before.items() if not started_by_torchrun() else ():  # it sends more than one
+            for waiting, handler in before.items() if not launched_by_torchrun() else ():  # it sends more than one
                 signal.signal(waiting, handler)
 
         for number in before:
@@ -176,7 +176,7 @@ class StateFile:
     def save(self, values: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Raises UserError where the file cannot be written; what was there before stays."""
         contents = {"values": values, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        with written_whole(self.path) as temporary, temporary.open("wb") as file:
+        with atomic_write(self.path) as temporary, temporary.open("wb") as file:
             torch.save(contents | {"random": random_numbers()}, file)
 
     def finish(self) -> None:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.command_line import UserError
+from part3_pretrain.runtime.cli import UserError
 from part4_sft.training import Step
 
 

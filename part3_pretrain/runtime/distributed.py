@@ -21,20 +21,20 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from part3_pretrain.command_line import Terminated, UserError, restarts, started_by_torchrun
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import Terminated, UserError, launched_by_torchrun, restart_count
 
 T = TypeVar("T")
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def count_here() -> int:
+def local_world_size() -> int:
     """How many of them this machine has."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched_by_torchrun() else 1
 
 
 def rank() -> int:
@@ -43,21 +43,21 @@ def rank() -> int:
 
 
 @contextmanager
-def joined(shard: bool) -> Iterator[None]:
+def process_group(shard: bool) -> Iterator[None]:
     """Inside, the processes of one torchrun can speak to each other, and all but the first are silent.
 
     Raises UserError where another one has died, or `shard` is asked for and there is no torchrun.
     """
-    if not started_by_torchrun():
+    if not launched_by_torchrun():
         if shard:
             raise UserError("--shard needs several processes; put torchrun --nproc-per-node 8 in the place of python")
         yield
         return
-    if has_gpus := count_here() <= torch.cuda.device_count():
+    if has_gpus := local_world_size() <= torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # torchrun's store outlives its restarts: without a prefix, processes would look for those that have died.
+    # torchrun's store outlives its restart_count: without a prefix, processes would look for those that have died.
     store, number, processes = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"restart {restarts()}", store)
+    store = dist.PrefixStore(f"restart {restart_count()}", store)
     backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=processes)
     try:
@@ -82,38 +82,38 @@ def _silence() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- values
 
 
-def share(items: Any) -> Any:
-    """This process's part of what all have: every `count()`-th item of a sequence, or row of a tensor."""
-    return items[rank() :: count()]
+def shard(items: Any) -> Any:
+    """This process's part of what all have: every `world_size()`-th item of a sequence, or row of a tensor."""
+    return items[rank() :: world_size()]
 
 
-def gathered(own: Sequence[T]) -> list[T]:
+def all_gather(own: Sequence[T]) -> list[T]:
     """All processes' parts, in the order that the items had before `share`."""
-    if count() == 1:
+    if world_size() == 1:
         return list(own)
-    parts: list[Sequence[T]] = [own] * count()
+    parts: list[Sequence[T]] = [own] * world_size()
     dist.all_gather_object(parts, own)
-    return [parts[place % count()][place // count()] for place in range(sum(map(len, parts)))]
+    return [parts[place % world_size()][place // world_size()] for place in range(sum(map(len, parts)))]
 
 
-def sums(*own: float) -> list[float]:
+def all_reduce_sum(*own: float) -> list[float]:
     """Each number added up over the processes."""
-    if count() == 1:
+    if world_size() == 1:
         return list(own)
     total = torch.tensor(own, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Returns once every process is here, however long what one of them does alone takes."""
-    if count() > 1:
+    if world_size() > 1:
         dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
 
 
-def largest(own: int) -> int:
+def all_reduce_max(own: int) -> int:
     """The largest of the processes' numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return own
     found = torch.tensor(own)
     dist.all_reduce(found, dist.ReduceOp.MAX)
@@ -123,7 +123,7 @@ def largest(own: int) -> int:
 # ---------------------------------------------------------------------------------------------------- engines
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """A loss as a module: the engines act where a module's forward pass begins.
 
     Args:
@@ -138,7 +138,7 @@ class Objective(nn.Module):
         return self.loss(self.model, *batch)
 
 
-def engine(model: Transformer, loss: Callable[..., Tensor], shard: bool, products: torch.dtype) -> nn.Module:
+def data_parallel(model: Transformer, loss: Callable[..., Tensor], shard: bool, products: torch.dtype) -> nn.Module:
     """The loss as a module whose gradients are means over all processes.
 
     Args:
@@ -147,18 +147,18 @@ def engine(model: Transformer, loss: Callable[..., Tensor], shard: bool, product
         products: number format that a sharded model computes in; its gradients are always added up in float32.
     """
     if shard:
-        mesh = init_device_mesh(model.embed_tokens.weight.device.type, (count(),))
+        mesh = init_device_mesh(model.embed_tokens.weight.device.type, (world_size(),))
         precision = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=torch.float32)
         for block in model.layers:
             fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(model, mesh=mesh, mp_policy=precision)
-    objective = Objective(model, loss)
-    if count() == 1 or shard:
+    objective = LossModule(model, loss)
+    if world_size() == 1 or shard:
         return objective
     return DistributedDataParallel(objective, gradient_as_bucket_view=True)  # else gradients would be kept twice
 
 
-def exchange_gradients(engine: nn.Module, whether: bool) -> None:
+def set_requires_gradient_sync(engine: nn.Module, whether: bool) -> None:
     """Whether the next backward pass ends in an exchange; only the last one before a step needs to."""
     if isinstance(engine, DistributedDataParallel):
         engine.require_backward_grad_sync = whether
@@ -167,7 +167,7 @@ def exchange_gradients(engine: nn.Module, whether: bool) -> None:
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, every process holds all weights of a sharded model, and computes with them by itself."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -179,6 +179,6 @@ def whole(model: nn.Module) -> Iterator[None]:
         part.set_reshard_after_forward(part is not model, recurse=False)
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -25,9 +25,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from part3_pretrain import parallel
-from part3_pretrain.command_line import UserError
-from part3_pretrain.files import cannot_read, folder_written_whole
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.files import atomic_folder, cannot_read
 from part4_sft.dataset import Pair, trains
 from part4_sft.encoding import Examples, PairEncoder, TooLong, tell_of_cut
 from part4_sft.formats import pairs_of_lines
@@ -62,12 +62,12 @@ def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> 
     with path.open("rb") as file:
         digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
     cache = out_dir / f"tokenised-{digest[:16]}"
-    if parallel.rank() == 0 and not cache.exists():
+    if distributed.rank() == 0 and not cache.exists():
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
-        with folder_written_whole(cache) as folder:
+        with atomic_folder(cache) as folder:
             _tokenise(path, (path, first_line, *decides, encoder.max_positions), folder)
-    parallel.wait_for_all()
+    distributed.barrier()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
         return TrainingData(Examples.mapped(cache), counts["pairs"], digest)

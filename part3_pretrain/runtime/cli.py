@@ -53,24 +53,24 @@ def exit_status(main: Callable[[], None]) -> int:
     return 0
 
 
-def started_by_torchrun() -> bool:
-    """Whether this is one of the processes of a job; see `parallel.py`."""
+def launched_by_torchrun() -> bool:
+    """Whether this is one of the processes of a job; see `distributed.py`."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def restarts() -> int:
-    """How often torchrun's --max-restarts has begun this job anew, after a process died."""
+def restart_count() -> int:
+    """How often torchrun's --max-restart_count has begun this job anew, after a process died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process of its job that writes; known before torch is imported."""
-    return not started_by_torchrun() or os.environ["RANK"] == "0"
+    return not launched_by_torchrun() or os.environ["RANK"] == "0"
 
 
 def _tell(*words: str) -> None:
     """To stderr; once on each machine, where its processes have the same to say."""
-    if not started_by_torchrun() or os.environ["LOCAL_RANK"] == "0":
+    if not launched_by_torchrun() or os.environ["LOCAL_RANK"] == "0":
         print(*words, file=sys.stderr, flush=True)
 
 
@@ -79,27 +79,27 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 def option(
-    default: Any, help: str, wanted: str = "", is_good: Callable[[Any], bool] = lambda value: True, **keywords: Any
+    default: Any, help: str, allowed: str = "", is_valid: Callable[[Any], bool] = lambda value: True, **keywords: Any
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
     Args:
         help: what `--help` says of it.
-        wanted, is_good: which values are allowed, in words and as a test.
+        allowed, is_valid: which values are allowed, in words and as a test.
         keywords: passed on to `ArgumentParser.add_argument`.
     """
     return field(
-        default=default, metadata={"wanted": wanted, "is_good": is_good, "argument": {"help": help, **keywords}}
+        default=default, metadata={"allowed": allowed, "is_valid": is_valid, "argument": {"help": help, **keywords}}
     )
 
 
-ABOVE_ZERO: dict[str, Any] = {"wanted": "above 0", "is_good": lambda value: 0 < value < float("inf")}  # for `option`
-SEED: dict[str, Any] = {"wanted": "0 to 2^63 - 1", "is_good": lambda seed: 0 <= seed < 2**63}  # for `option`
+ABOVE_ZERO: dict[str, Any] = {"allowed": "above 0", "is_valid": lambda value: 0 < value < float("inf")}  # for `option`
+SEED: dict[str, Any] = {"allowed": "0 to 2^63 - 1", "is_valid": lambda seed: 0 <= seed < 2**63}  # for `option`
 
 
 def at_least(minimum: int) -> dict[str, Any]:
     """For `option`: a number of at least `minimum`, and not infinite."""
-    return {"wanted": f"{minimum} or more", "is_good": lambda value: minimum <= value < float("inf")}
+    return {"allowed": f"{minimum} or more", "is_valid": lambda value: minimum <= value < float("inf")}
 
 
 def same_as(config: type, name: str) -> Any:
@@ -126,8 +126,8 @@ def parse(
     parsed = config(**vars(parser.parse_args(arguments)))
     for setting in fields(config):  # type: ignore[arg-type]
         value = getattr(parsed, setting.name)
-        if not setting.metadata["is_good"](value):
-            parser.error(f"--{setting.name.replace('_', '-')} must be {setting.metadata['wanted']}, not {value}")
+        if not setting.metadata["is_valid"](value):
+            parser.error(f"--{setting.name.replace('_', '-')} must be {setting.metadata['allowed']}, not {value}")
     return parsed
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from part3_pretrain.command_line import UserError
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -1,0 +1,1 @@
+"""What any training command needs: options, files, processes, and a training that can go on."""
