@@ -20,7 +20,15 @@ class Terminated(KeyboardInterrupt):
 
 
 class UserError(Exception):
-    """Something that the user gave cannot be used; the message says what to do."""
+    """Something that the user gave cannot be used.
+
+    Args:
+        cause: what is wrong.
+        cure: what the user can do about it.
+    """
+
+    def __init__(self, cause: str, cure: str = "") -> None:
+        super().__init__(f"{cause}; {cure}" if cure else cause)
 
 
 def first_line(error: BaseException) -> str:

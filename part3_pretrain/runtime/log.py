@@ -1,4 +1,4 @@
-"""What a command says while it works: lines that stand above the bars of a terminal, and are kept by a log."""
+"""What a command says while it works."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from tqdm import tqdm
 
 
 def log(line: str) -> None:
-    """Prints a line at once, also where stdout is a file, which Python would fill in blocks."""
+    """Print a line above the progress bars, at once even where stdout is a file, which Python would fill in blocks."""
     tqdm.write(line)
     sys.stdout.flush()
+
+
+def note(line: str) -> None:
+    """Print something that the user should know, but need not act on, to stderr."""
+    print(f"note: {line}", file=sys.stderr)
