@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from benchmarks.memory import SHAPES
 from benchmarks.side_by_side import peak_memory, the_500_pairs
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.corpus import IGNORE
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.retail import world
 from part3_pretrain.runtime.files import atomic_write
@@ -101,7 +101,7 @@ def cost_of_length(length: int) -> float:
     rng, prompt = Random(0), 32
     model = Transformer(ModelConfig(VOCABULARY, max_positions=1024))
     rows = [[rng.randrange(2, VOCABULARY) for _ in range(prompt + length)] for _ in range(32)]
-    examples = [Example(row, [IGNORE] * prompt + row[prompt:]) for row in rows]
+    examples = [Example(row, [IGNORE_INDEX] * prompt + row[prompt:]) for row in rows]
     return seconds_of(lambda: train_on(model, examples)) / (len(rows) * (prompt + length))
 
 

@@ -33,7 +33,7 @@ def main() -> str:
     def steps() -> float:
         start = time.perf_counter()
         for inputs, targets in batches:
-            (next_token_loss(model, inputs, targets) / (targets != corpus.IGNORE).sum()).backward()
+            (next_token_loss(model, inputs, targets) / (targets != corpus.IGNORE_INDEX).sum()).backward()
             nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
             optimizer.step()
             optimizer.zero_grad()

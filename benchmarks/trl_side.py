@@ -19,7 +19,7 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from benchmarks.side_by_side import Measured
-from part3_pretrain.corpus import IGNORE
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part4_sft.encoding import Example
@@ -91,7 +91,7 @@ def fine_tune(
         train_dataset=Dataset.from_dict(
             {
                 "input_ids": [example.ids for example in examples],
-                "completion_mask": [[int(label != IGNORE) for label in example.labels] for example in examples],
+                "completion_mask": [[int(label != IGNORE_INDEX) for label in example.labels] for example in examples],
             }
         ),
         processing_class=AutoTokenizer.from_pretrained(folder),

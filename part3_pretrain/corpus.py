@@ -17,7 +17,7 @@ from torch import Tensor
 from part3_pretrain.retail import world
 from part3_pretrain.tokenizer import EOS
 
-IGNORE = -100  # the target that the loss leaves out
+IGNORE_INDEX = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
 
 KINDS = {  # shares of the documents
@@ -76,7 +76,7 @@ def batches(rows: list[Tensor], tokens_per_batch: int, rng: Random) -> Iterator[
     """Every row once, as batches of rows of about the same length in random order.
 
     Yields:
-        Inputs and targets, each (batch, time): the target is the next token, and `IGNORE` behind a row's end.
+        Inputs and targets, each (batch, time): the target is the next token, and `IGNORE_INDEX` behind a row's end.
     """
     order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
     groups: list[list[Tensor]] = [[]]
@@ -86,7 +86,7 @@ def batches(rows: list[Tensor], tokens_per_batch: int, rng: Random) -> Iterator[
         groups[-1].append(rows[index])
     rng.shuffle(groups)
     for group in groups:
-        yield pad([row[:-1] for row in group], 0), pad([row[1:] for row in group], IGNORE)
+        yield pad([row[:-1] for row in group], 0), pad([row[1:] for row in group], IGNORE_INDEX)
 
 
 def pad(rows: list[Tensor], value: int) -> Tensor:
@@ -101,7 +101,7 @@ def copy_batch(vocab_size: int, digits: list[int], tokens_per_batch: int, rng: R
     of the tokens are digits, for which the token before is not enough to find the place.
 
     Returns:
-        Inputs and targets, each (batch, time); the targets of a pattern's first occurrence are `IGNORE`.
+        Inputs and targets, each (batch, time); the targets of a pattern's first occurrence are `IGNORE_INDEX`.
     """
     inputs, targets = [], []
     for _ in range(tokens_per_batch // COPY_LENGTH):
@@ -109,5 +109,5 @@ def copy_batch(vocab_size: int, digits: list[int], tokens_per_batch: int, rng: R
         pattern = [rng.choice(digits) if rng.random() < 0.7 else rng.randrange(vocab_size) for _ in range(length)]
         row = (pattern * COPY_LENGTH)[: COPY_LENGTH + 1]
         inputs.append(row[:-1])
-        targets.append([IGNORE] * (length - 1) + row[length:])
+        targets.append([IGNORE_INDEX] * (length - 1) + row[length:])
     return torch.tensor(inputs), torch.tensor(targets)

@@ -127,10 +127,10 @@ def pretrain(
     bar = tqdm(total=len(steps), initial=done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if low_precision else nullcontext():
         for (inputs, targets), is_text in steps[done:]:
-            tokens = int((targets != corpus.IGNORE).sum())
+            tokens = int((targets != corpus.IGNORE_INDEX).sum())
             own_inputs, own_targets = distributed.shard(inputs), distributed.shard(targets)
             if not len(own_inputs):  # all processes compute equally often, since they exchange their gradients
-                own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE)
+                own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE_INDEX)
             own_loss = objective(own_inputs, own_targets) / tokens
             (own_loss * distributed.world_size()).backward()  # of what the processes compute, the engines take the mean
             (loss,) = distributed.all_reduce_sum(own_loss.item())
@@ -160,7 +160,7 @@ def recent(losses: list[float]) -> float:
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy summed over the targets, (batch, time), that are not to be ignored."""
     logits = model.lm_head(model(inputs))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE, reduction="sum")
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE_INDEX, reduction="sum")
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint
-from part3_pretrain.corpus import IGNORE
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.runtime.cli import UserError
 from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
@@ -44,7 +44,7 @@ class Example:
     labels: list[int]
 
     def __post_init__(self) -> None:
-        if len(self.ids) < 2 or self.labels[-1] == IGNORE:
+        if len(self.ids) < 2 or self.labels[-1] == IGNORE_INDEX:
             raise ValueError("an example needs a token of context and then a response to learn")
 
 
@@ -59,7 +59,7 @@ class Examples(Sequence[Example]):
         for example in examples:
             self.ids.extend(example.ids)
             self.ends.append(len(self.ids))
-            self.prompt_lengths.append(example.labels.count(IGNORE))
+            self.prompt_lengths.append(example.labels.count(IGNORE_INDEX))
 
     @classmethod
     def mapped(cls, folder: Path) -> Examples:
@@ -85,7 +85,7 @@ class Examples(Sequence[Example]):
         place = range(len(self))[index]  # from the end too; raises IndexError
         ids = self.ids[self.ends[place] : self.ends[place + 1]].tolist()
         prompt_length = self.prompt_lengths[place]
-        return Example(ids, [IGNORE] * prompt_length + ids[prompt_length:])
+        return Example(ids, [IGNORE_INDEX] * prompt_length + ids[prompt_length:])
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class PairEncoder:
         if room <= self.bos_length:
             return None
         kept = self._cut(prompt, room)
-        return Example(kept + reply, [IGNORE] * len(kept) + reply), len(kept) < len(prompt)
+        return Example(kept + reply, [IGNORE_INDEX] * len(kept) + reply), len(kept) < len(prompt)
 
     def _size(self, pair: Pair, reply: list[int]) -> str:
         """How long a response is; in characters where it is so long that not all of it was tokenised."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from part3_pretrain.corpus import IGNORE
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
@@ -22,7 +22,7 @@ from part4_sft.encoding import Example, collate, shuffled_steps
 from part4_sft.extras.bfloat16_adam import BFloat16Adam
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-summed_cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE, reduction="sum")
+summed_cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: li
         lengths: of the examples that stand one behind another in both.
     """
     # The context, more than a third of the tokens, needs neither logits nor most of the last block.
-    is_response = (targets[0] != IGNORE).nonzero()[:, 0]
+    is_response = (targets[0] != IGNORE_INDEX).nonzero()[:, 0]
     hidden, wanted = model(inputs, lengths=lengths, wanted=is_response), targets[0, is_response]
 
     def of(hidden: Tensor, wanted: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def train(
             for places in shuffled_steps(len(examples), config.batch_size, epoch + 1, config.seed)[done:]:
                 step = [examples[place] for place in places]
                 # Divided by the tokens of the whole step, not of each micro-batch: else short replies would weigh more.
-                step_tokens = sum(label != IGNORE for example in step for label in example.labels[1:])
+                step_tokens = sum(label != IGNORE_INDEX for example in step for label in example.labels[1:])
                 step_loss = 0.0
                 parts = min(config.gradient_accumulation_steps, -(-len(step) // distributed.world_size()))
                 for part in range(parts):
@@ -155,6 +155,6 @@ def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int =
     for start in range(0, len(own), batch_size):
         inputs, targets, lengths = collate(own[start : start + batch_size])
         summed += masked_loss(model, inputs.to(device), targets.to(device), lengths).item()
-        tokens += int((targets != IGNORE).sum())
+        tokens += int((targets != IGNORE_INDEX).sum())
     summed, tokens = distributed.all_reduce_sum(summed, tokens)
     return summed / tokens

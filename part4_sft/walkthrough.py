@@ -82,14 +82,14 @@ def learn(model: Transformer, encoder: PairEncoder, pairs: list[Pair], settings:
     """Sections 2 to 7: an optimizer step with two pairs, of which the first is looked at closely."""
     from torch import nn
 
-    from part3_pretrain.corpus import IGNORE
+    from part3_pretrain.corpus import IGNORE_INDEX
     from part4_sft.encoding import Example, collate
     from part4_sft.training import make_optimizer, masked_loss
 
     heading("2. Tokens and labels")
     examples = encoder.examples(pairs)[:]
     ids, labels = examples[0].ids, examples[0].labels
-    begin = labels.count(IGNORE)
+    begin = labels.count(IGNORE_INDEX)
     paragraph(f"prompt, {begin} tokens: {tokens(encoder, ids[:begin])}")
     paragraph(f"response, {len(ids) - begin} tokens: {tokens(encoder, ids[begin:])}")
     paragraph(f"ids: {ids}")
@@ -116,7 +116,7 @@ def learn(model: Transformer, encoder: PairEncoder, pairs: list[Pair], settings:
         fact(f"the second pair {name} and by itself: largest difference", f"{difference:.5f}")
 
     heading("5. The loss")
-    learnt = targets[0] != IGNORE
+    learnt = targets[0] != IGNORE_INDEX
     log_p = logits[0, learnt].log_softmax(-1).gather(1, targets[0, learnt, None])[: len(ids) - begin, 0]
     print(f"{'token':20} label  probability  -log of it")
     for label, of_label in zip(ids[begin:], log_p):
@@ -124,7 +124,8 @@ def learn(model: Transformer, encoder: PairEncoder, pairs: list[Pair], settings:
     fact("mean of the last column", f"{-log_p.mean():.4f}")
     rows = {"this pair": examples[:1], "the next pair": examples[1:], "both, the loss of the step": examples}
     for name, row in rows.items():
-        summed, count = masked_loss(model, *collate(row)), sum(label != IGNORE for part in row for label in part.labels)
+        summed = masked_loss(model, *collate(row))
+        count = sum(label != IGNORE_INDEX for part in row for label in part.labels)
         loss = summed / count  # the last is that of the step
         fact(f"masked_loss / tokens of {name}: {summed:.4f} / {count}", f"{loss:.4f}")
     _, unmasked, _ = collate([Example(example.ids, example.ids) for example in examples])

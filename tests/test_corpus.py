@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.corpus import COPY_LENGTH, IGNORE, batches, copy_batch, draw_conversation, tokenize
+from part3_pretrain.corpus import COPY_LENGTH, IGNORE_INDEX, batches, copy_batch, draw_conversation, tokenize
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.retail import rubric, world
 from part3_pretrain.retail.rubric import HIGH_QUALITY
@@ -160,7 +160,7 @@ def test_batches_hold_every_row_once_and_predict_the_next_token() -> None:
             end = len(row) - 1
             assert torch.equal(row_inputs[:end], row[:-1])
             assert torch.equal(row_targets[:end], row[1:])
-            assert (row_targets[end:] == IGNORE).all()
+            assert (row_targets[end:] == IGNORE_INDEX).all()
             seen.append(int(row_inputs[0]))
     assert sorted(seen) == list(range(200))
     assert seen != sorted(seen)
@@ -180,8 +180,8 @@ def test_copy_batch_asks_for_the_repeats_alone() -> None:
     inputs, targets = copy_batch(500, digits, 60 * COPY_LENGTH, Random(0))
     assert inputs.shape == targets.shape == (60, COPY_LENGTH)
     for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
-        period = wanted.count(IGNORE) + 1
-        assert wanted[: period - 1] == [IGNORE] * (period - 1)
+        period = wanted.count(IGNORE_INDEX) + 1
+        assert wanted[: period - 1] == [IGNORE_INDEX] * (period - 1)
         assert wanted[period - 1 :] == row[: COPY_LENGTH - period + 1]  # what came one period before
         assert wanted[period - 1 : -1] == row[period:]  # which is also the next token
     assert 0.6 < torch.isin(inputs, torch.tensor(digits)).float().mean() < 0.8

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from part3_pretrain.corpus import IGNORE, pad
+from part3_pretrain.corpus import IGNORE_INDEX, pad
 from part3_pretrain.model import Transformer
 from part3_pretrain.tokenizer import EOS, PAD
 from part4_sft.dataset import Pair, hold_out
@@ -33,8 +33,8 @@ BATCHES = st.lists(PAIRS, min_size=1, max_size=6)
 @given(PAIRS)
 def test_labels_are_the_response_and_its_end_and_no_token_is_lost(encoder: PairEncoder, pair: Pair) -> None:
     example = encoder.example(pair)
-    boundary = example.labels.count(IGNORE)
-    assert example.labels == [IGNORE] * boundary + example.ids[boundary:]
+    boundary = example.labels.count(IGNORE_INDEX)
+    assert example.labels == [IGNORE_INDEX] * boundary + example.ids[boundary:]
     *response, end = example.ids[boundary:]
     decode = encoder.tokenizer.decode
     assert decode(example.ids[:boundary]) == encoder.template.replace("{context}", pair.context)
@@ -46,7 +46,7 @@ def test_labels_are_the_response_and_its_end_and_no_token_is_lost(encoder: PairE
 @given(PAIRS, st.integers(2, 60))
 def test_what_is_too_long_is_cut_from_its_left_or_refused(encoder: PairEncoder, pair: Pair, max_length: int) -> None:
     whole = encoder.example(pair)
-    response = [label for label in whole.labels if label != IGNORE]
+    response = [label for label in whole.labels if label != IGNORE_INDEX]
     short = replace(encoder, max_length=max_length)
     if len(response) >= max_length:
         with pytest.raises(ValueError, match=f"too many for {max_length}"):
@@ -80,11 +80,11 @@ def test_flat_arrays_and_batches_hold_every_token_and_label(encoder: PairEncoder
 def padded_loss(model: Transformer, examples: list[Example], filler: int, extra: int) -> float:
     """The loss as most code computes it: a row for each example, filled up on the right."""
     rows = [torch.tensor(example.ids + [filler] * extra) for example in examples]
-    labels = [torch.tensor(example.labels + [IGNORE] * extra) for example in examples]
+    labels = [torch.tensor(example.labels + [IGNORE_INDEX] * extra) for example in examples]
     logits = model.lm_head(model(pad([row[:-1] for row in rows], filler)))
-    wanted = pad([label[1:] for label in labels], IGNORE)
+    wanted = pad([label[1:] for label in labels], IGNORE_INDEX)
     return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     ).item()
 
 
@@ -105,7 +105,7 @@ def test_the_loss_does_not_depend_on_the_order_or_on_the_parts_it_is_computed_in
 ) -> None:
     examples = list(encoder.examples(pairs))
     loss = masked_loss(tiny_model, *collate(examples)).item()
-    tokens = sum(label != IGNORE for example in examples for label in example.labels)
+    tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels)
     random.shuffle(examples)
     assert masked_loss(tiny_model, *collate(examples)).item() == pytest.approx(loss, rel=1e-5)
     assert mean_loss(tiny_model, examples, batch_size) == pytest.approx(loss / tokens, rel=1e-5)

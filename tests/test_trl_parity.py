@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.corpus import IGNORE
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example, shuffled_steps
@@ -42,7 +42,7 @@ def random_examples() -> list[Example]:
         return [int(2 + (VOCABULARY - 2) * rng.random() ** 6) for _ in range(rng.randint(1, 40))]
 
     pairs = [(ids(), ids()) for _ in range(STEPS * CONFIG.batch_size)]
-    return [Example(prompt + completion, [IGNORE] * len(prompt) + completion) for prompt, completion in pairs]
+    return [Example(prompt + completion, [IGNORE_INDEX] * len(prompt) + completion) for prompt, completion in pairs]
 
 
 @pytest.mark.slow
