@@ -30,6 +30,11 @@ def trains(pair: Pair, train_on: str) -> bool:
     return pair.high_quality == 1 or train_on == "all"
 
 
+def trainable(pairs: Iterable[Pair], train_on: str) -> list[Pair]:
+    """Return the pairs to train on: all of them where `--train-on` is "all", else those of high quality."""
+    return [pair for pair in pairs if train_on == "all" or pair.high_quality == 1]
+
+
 # ---------------------------------------------------------------------------------------------------- making
 
 
