@@ -22,7 +22,7 @@ class Pair:
     context: str
     response: str
     high_quality: int = 1
-    where: str = field(default="", compare=False)  # the file it comes from and its place there, for messages
+    place: str = field(default="", compare=False)  # such as "pairs.jsonl, line 3", for messages
 
 
 def trains(pair: Pair, train_on: str) -> bool:

@@ -202,7 +202,7 @@ class PairEncoder:
         """
         pairs, done = iter(pairs), 0
         while some := list(islice(pairs, AT_ONCE)):
-            wheres = [pair.where or f"pair {place}" for place, pair in enumerate(some, start=done + 1)]
+            wheres = [pair.place or f"pair {place}" for place, pair in enumerate(some, start=done + 1)]
             for where, pair, (prompt, reply) in zip(wheres, some, self._tokenised(some)):
                 try:
                     fitted = self._fitted(prompt, reply)

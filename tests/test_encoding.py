@@ -50,7 +50,7 @@ def test_what_is_too_long_loses_the_beginning_of_its_context_and_nothing_of_its_
 
 
 def test_a_response_without_room_is_named(encoder: PairEncoder) -> None:
-    pairs = [Pair("a", "b"), Pair("a", "b " * 50, where="mine.json, pair 7"), Pair("a", "b")]
+    pairs = [Pair("a", "b"), Pair("a", "b " * 50, place="mine.json, pair 7"), Pair("a", "b")]
     with pytest.raises(UserError, match=r"mine\.json, pair 7"):
         replace(encoder, max_length=30).examples(pairs)
 
@@ -90,7 +90,7 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_gets_no_second_one(begi
 def test_responses_that_are_too_long_are_told_of_all_at_once(
     tokenizer: Tokenizer, max_positions: int, advice: str
 ) -> None:
-    pairs = [Pair("a", "b " * length, where=f"mine.csv, row {length}") for length in (90, 3, 70, 40, 900)]
+    pairs = [Pair("a", "b " * length, place=f"mine.csv, row {length}") for length in (90, 3, 70, 40, 900)]
     sizes = [len(tokenizer.encode(" " + pairs[place].response).ids) + 1 for place in (0, 2)]
     encoder = PairEncoder(tokenizer, 1, max_length=60, max_positions=max_positions)
     with pytest.raises(UserError) as refused:

@@ -77,7 +77,7 @@ def test_every_layout_gives_the_same_pairs_from_every_kind_of_file(
     pairs = load_pairs(path)
     assert pairs == [Pair(*texts) for texts in zip(CONTEXTS, RESPONSES, ratings or [1, 1])]
     places = ("row 2", "row 3") if write is write_csv else ("pair 1", "pair 2")  # the header is row 1
-    assert [pair.where for pair in pairs] == [f"{path}, {place}" for place in places]
+    assert [pair.place for pair in pairs] == [f"{path}, {place}" for place in places]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -88,7 +88,7 @@ def test_csv_is_read_as_spreadsheets_leave_it(tmp_path: Path, delimiter: str) ->
         csv.writer(file, delimiter=delimiter).writerows(rows)
     pairs = load_pairs(path)
     assert pairs == [Pair("a", "b,;", 1), Pair("c", "d", 0)]
-    assert [pair.where for pair in pairs] == [f"{path}, row 2", f"{path}, row 5"]
+    assert [pair.place for pair in pairs] == [f"{path}, row 2", f"{path}, row 5"]
 
 
 def test_what_save_pairs_writes_comes_back(tmp_path: Path) -> None:
