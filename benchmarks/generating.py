@@ -39,7 +39,7 @@ def theirs(model: object, prompts: list[list[int]], temperature: float, batch_si
 def main() -> str:
     checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
     encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
-    prompts = [encoder.prompt(pair.context, 300) for pair in make_datasets(0)["sft_test"]]
+    prompts = [encoder.encode_prompt(pair.context, 300) for pair in make_datasets(0)["sft_test"]]
     with tempfile.TemporaryDirectory() as temporary:
         folder = trl_side.export(Path(temporary) / "model", checkpoint.model, checkpoint.tokenizer)
         transformers_model = AutoModelForCausalLM.from_pretrained(folder).eval()

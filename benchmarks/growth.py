@@ -92,7 +92,7 @@ def cost_of_pairs(count: int) -> float:
         save_pairs(path, (Pair(f"Where is order {n}?", f"Order {n} is on its way.") for n in range(count)))
 
         def work() -> None:
-            train_on(model, PairEncoder(tokenizer, eos_id=1).examples(load_pairs(path)), batch_size=64)
+            train_on(model, PairEncoder(tokenizer, eos_id=1).encode_all(load_pairs(path)), batch_size=64)
 
         return seconds_of(work, rounds=2 if count > 5_000 else 4) / count  # few pairs are soon done, so oftener
 
@@ -124,7 +124,7 @@ def cost_of_replies(at_once: int) -> float:
     checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
     encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
     data = make_datasets(0)
-    prompts = [encoder.prompt(pair.context, 300) for pair in data["sft_test"] + data["sft_validation"]][:256]
+    prompts = [encoder.encode_prompt(pair.context, 300) for pair in data["sft_test"] + data["sft_validation"]][:256]
     prompts = prompts[: max(8, at_once)]
     return seconds_of(lambda: generate(checkpoint.model, prompts, Sampling(), batch_size=at_once)) / len(prompts)
 

@@ -105,7 +105,7 @@ def fine_tune(
     def evaluate(epoch: int, train_loss: float) -> None:
         found.append(scores(model, encoder, test, seed))
 
-    train(model, encoder.examples(pairs), SFTConfig(epochs=epochs, seed=seed), evaluate)
+    train(model, encoder.encode_all(pairs), SFTConfig(epochs=epochs, seed=seed), evaluate)
     return found
 
 

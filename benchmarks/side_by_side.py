@@ -75,7 +75,7 @@ def largest_difference(one: list[float], other: list[float]) -> float:
 
 
 def the_500_pairs(tokenizer: Tokenizer) -> list[Example]:
-    return list(PairEncoder(tokenizer, eos_id=1).examples(make_datasets(0)["sft_dataset"][:HIGH_QUALITY_PAIRS]))
+    return PairEncoder(tokenizer, eos_id=1).encode_all(make_datasets(0)["sft_dataset"][:HIGH_QUALITY_PAIRS])
 
 
 def in_our_order(examples: list[Example]) -> list[Example]:

@@ -19,7 +19,7 @@ from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.retail import world
 from part4_sft.dataset import draw_pairs
 from part4_sft.encoding import PairEncoder
-from part4_sft.extras.streaming import streamed
+from part4_sft.extras.streaming import load_stream
 from part4_sft.formats import pairs_of_lines
 
 PAIRS, ROUNDS, PART = 20_000, 3, 10_000  # the library alone is given so many pairs at once
@@ -59,17 +59,17 @@ def main() -> None:
         for number in range(ROUNDS if count <= PAIRS else 1):
             (folder / str(number)).mkdir()
             start = time.perf_counter()
-            found = streamed(folder / "pairs.jsonl", encoder, "high", folder / str(number))
+            found = load_stream(folder / "pairs.jsonl", encoder, "high", folder / str(number))
             ours.append(time.perf_counter() - start)
             own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             alone.append(library_alone(folder / "pairs.jsonl", encoder))
         start = time.perf_counter()
-        found = streamed(folder / "pairs.jsonl", encoder, "high", folder / "0")
+        found = load_stream(folder / "pairs.jsonl", encoder, "high", folder / "0")
         warm = time.perf_counter() - start
     worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     share = median(theirs / mine for mine, theirs in zip(ours, alone))
-    print(f"{count:,} pairs, {len(found.examples.ids):,} tokens")
-    print(f"streamed, from cold: {median(ours):.1f} s; the library alone: {median(alone):.1f} s; share {share:.0%}")
+    print(f"{count:,} pairs, {sum(len(example.ids) for example in found.examples):,} tokens")
+    print(f"load_stream, from cold: {median(ours):.1f} s; the library alone: {median(alone):.1f} s; share {share:.0%}")
     print(f"from the files of another run: {warm:.2f} s")
     grown = f"{own / 1024:.0f} MB more in the process that writes, {worker / 1024:.0f} MB in a worker"
     print(f"memory at the peak: {grown}")

@@ -29,7 +29,7 @@ def main() -> str:
     checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
     encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
     examples, pairs = the_500_pairs(checkpoint.tokenizer), make_datasets(0)["sft_test"]
-    scenarios, prompts = recognise(pairs), [encoder.prompt(pair.context, 300) for pair in pairs]
+    scenarios, prompts = recognise(pairs), [encoder.encode_prompt(pair.context, 300) for pair in pairs]
     outcomes: dict[str, list[float]] = {}
 
     def ours() -> Measured:
@@ -48,7 +48,7 @@ def main() -> str:
             written = trl_side.generate(
                 one.eval(), prompts, 100, pad_id=0, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=LONGEST
             )
-            both.append(Replies(encoder.texts(written), [True] * len(written)))
+            both.append(Replies(encoder.decode(written), [True] * len(written)))
         outcomes["TRL"] = [score(replies, pairs, scenarios)["bleu"] for replies in both]
         return Measured(time.perf_counter() - start, AN_HOUR)
 

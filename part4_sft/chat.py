@@ -140,7 +140,7 @@ def load_models(config: ChatConfig) -> dict[str, tuple[Transformer, PairEncoder]
     return {
         author: (
             checkpoint.model.to(device).eval(),
-            PairEncoder.of(checkpoint, template, max_length, config.max_new_tokens),
+            PairEncoder.for_checkpoint(checkpoint, template, max_length, config.max_new_tokens),
         )
         for author, checkpoint in {"pretrained": load_checkpoint(Path(base)), "sft": sft}.items()
     }
@@ -160,10 +160,10 @@ class Reply:
         from part4_sft.generation import longest_prompt, stream
 
         ids: list[int] = []
-        prompt = self.encoder.prompt(self.context, longest_prompt(self.model, self.sampling))
+        prompt = self.encoder.encode_prompt(self.context, longest_prompt(self.model, self.sampling))
         for token in stream(self.model, prompt, self.sampling, seed=self.seed):
             ids.append(token)
-            (self.text,) = self.encoder.texts([ids])
+            (self.text,) = self.encoder.decode([ids])
             yield self.text
         self.stopped = len(ids) < self.sampling.max_new_tokens
         yield self.text

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
-from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
+from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling
@@ -38,7 +38,7 @@ def fine_tuned(
     """A checkpoint of a model that knows two replies by heart."""
     checkpoint = load_checkpoint(tiny_checkpoint)
     config = SFTConfig(learning_rate=1e-2, epochs=60)
-    train(checkpoint.model, encoder.examples(PAIRS), config, after_epoch=lambda epoch, loss: None)
+    train(checkpoint.model, encoder.encode_all(PAIRS), config, after_epoch=lambda epoch, loss: None)
     settings = {name: getattr(config, name) for name in ("epochs", "learning_rate", "batch_size", "lora_rank", "dtype")}
     settings |= {"data": None, "seed": 0, "temperature": 0.7, "prompt_template": config.prompt_template}
     made_by = {
@@ -80,7 +80,7 @@ def test_the_pipeline_of_transformers_answers_as_we_do(
     ours = generate_replies(model, encoder, asked, Sampling(temperature=0, max_new_tokens=40), seed=0).texts
     assert ours[:2] == [pair.response for pair in PAIRS]
     for pair, wanted in zip(asked, ours):
-        prompt = DEFAULT_TEMPLATE.replace("{context}", pair.context)
+        prompt = encoder.template.replace("{context}", pair.context)
         (found,) = pipeline(prompt, do_sample=False, max_new_tokens=40, return_full_text=False)
         assert found["generated_text"].strip() == wanted
 

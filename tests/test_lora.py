@@ -20,7 +20,7 @@ def test_only_the_small_matrices_learn_and_they_are_merged_in_the_end(
     tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
     torch.manual_seed(0)
-    model, examples = copy.deepcopy(tiny_model), encoder.examples(made["sft_dataset"][:8])
+    model, examples = copy.deepcopy(tiny_model), encoder.encode_all(made["sft_dataset"][:8])
     before = mean_loss(model, examples)
     lora = add_lora(model, rank=2)
     assert mean_loss(model, examples) == before  # nothing has been learnt yet

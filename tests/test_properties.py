@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from part3_pretrain.corpus import IGNORE_INDEX, pad
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.tokenizer import EOS, PAD
 from part4_sft.dataset import Pair, hold_out
 from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
@@ -32,7 +33,7 @@ BATCHES = st.lists(PAIRS, min_size=1, max_size=6)
 
 @given(PAIRS)
 def test_labels_are_the_response_and_its_end_and_no_token_is_lost(encoder: PairEncoder, pair: Pair) -> None:
-    example = encoder.example(pair)
+    example = encoder.encode(pair)
     boundary = example.labels.count(IGNORE_INDEX)
     assert example.labels == [IGNORE_INDEX] * boundary + example.ids[boundary:]
     *response, end = example.ids[boundary:]
@@ -45,14 +46,14 @@ def test_labels_are_the_response_and_its_end_and_no_token_is_lost(encoder: PairE
 
 @given(PAIRS, st.integers(2, 60))
 def test_what_is_too_long_is_cut_from_its_left_or_refused(encoder: PairEncoder, pair: Pair, max_length: int) -> None:
-    whole = encoder.example(pair)
+    whole = encoder.encode(pair)
     response = [label for label in whole.labels if label != IGNORE_INDEX]
     short = replace(encoder, max_length=max_length)
     if len(response) >= max_length:
-        with pytest.raises(ValueError, match=f"too many for {max_length}"):
-            short.example(pair)
+        with pytest.raises(UserError, match=f"too many for {max_length}"):
+            short.encode(pair)
     else:
-        cut = short.example(pair)
+        cut = short.encode(pair)
         assert (cut.ids, cut.labels) == (whole.ids[-max_length:], whole.labels[-max_length:])
 
 
@@ -62,13 +63,13 @@ def test_of_a_very_long_context_the_same_tokens_are_kept_as_if_all_were_tokenise
 ) -> None:
     context = f"{text} my desk is late. " * 100
     whole = encoder.tokenizer.encode(encoder.template.replace("{context}", context)).ids
-    assert encoder.prompt(context, room) == whole[-room:]
+    assert encoder.encode_prompt(context, room) == whole[-room:]
 
 
 @given(BATCHES)
 def test_flat_arrays_and_batches_hold_every_token_and_label(encoder: PairEncoder, pairs: list[Pair]) -> None:
-    expected = [encoder.example(pair) for pair in pairs]
-    examples = encoder.examples(pairs)
+    expected = [encoder.encode(pair) for pair in pairs]
+    examples = encoder.encode_all(pairs)
     assert list(examples) == expected
     inputs, targets, lengths = collate(examples)
     parts = zip(inputs[0].split(lengths), targets[0].split(lengths))
@@ -93,7 +94,7 @@ def padded_loss(model: Transformer, examples: list[Example], filler: int, extra:
 def test_the_loss_is_that_of_padded_rows_whatever_they_are_padded_with(
     tiny_model: Transformer, encoder: PairEncoder, pairs: list[Pair], filler: int, extra: int
 ) -> None:
-    examples = list(encoder.examples(pairs))
+    examples = list(encoder.encode_all(pairs))
     loss = masked_loss(tiny_model, *collate(examples)).item()
     assert padded_loss(tiny_model, examples, filler, extra) == pytest.approx(loss, rel=1e-5)
 
@@ -103,7 +104,7 @@ def test_the_loss_is_that_of_padded_rows_whatever_they_are_padded_with(
 def test_the_loss_does_not_depend_on_the_order_or_on_the_parts_it_is_computed_in(
     tiny_model: Transformer, encoder: PairEncoder, pairs: list[Pair], random: Random, batch_size: int
 ) -> None:
-    examples = list(encoder.examples(pairs))
+    examples = list(encoder.encode_all(pairs))
     loss = masked_loss(tiny_model, *collate(examples)).item()
     tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels)
     random.shuffle(examples)

@@ -14,7 +14,7 @@ from part4_sft import sft
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import PairEncoder
 from part4_sft.extras import streaming
-from part4_sft.extras.streaming import streamed
+from part4_sft.extras.streaming import load_stream
 from part4_sft.formats import load_pairs
 
 Command = Callable[..., tuple[int | str | None, str, str]]
@@ -30,7 +30,7 @@ def lines(pairs: list[Pair]) -> list[str]:
 @pytest.fixture
 def file(made: dict[str, list[Pair]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """More pairs than fit into one chunk, in lines that end in several ways."""
-    monkeypatch.setattr(streaming, "CHUNK", 10_000)
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 10_000)
     path = tmp_path / "pairs.jsonl"
     some = lines(made["sft_dataset"][400:600])
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join([*some[:50], "", *some[50:100]]).encode() + b"\r\n")
@@ -43,8 +43,8 @@ def file(made: dict[str, list[Pair]], tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("train_on", ["high", "all"])
 def test_a_stream_gives_the_same_examples(train_on: str, file: Path, encoder: PairEncoder, tmp_path: Path) -> None:
     pairs = [pair for pair in load_pairs(file) if pair.high_quality or train_on == "all"]
-    found = streamed(file, encoder, train_on, tmp_path)
-    assert list(found.examples) == list(encoder.examples(pairs))
+    found = load_stream(file, encoder, train_on, tmp_path)
+    assert list(found.examples) == list(encoder.encode_all(pairs))
     assert found.pairs == 200 and len(pairs) == (100 if train_on == "high" else 200)
 
 
@@ -52,20 +52,20 @@ def test_a_stream_gives_the_same_examples(train_on: str, file: Path, encoder: Pa
 def test_the_second_run_finds_what_the_first_made_and_other_data_or_templates_make_their_own(
     file: Path, encoder: PairEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = streamed(file, encoder, "all", tmp_path)
+    first = load_stream(file, encoder, "all", tmp_path)
     (tmp_path / ".tokenised-killed").mkdir()
     other = PairEncoder(encoder.tokenizer, encoder.eos_id, "Q: {context}\nA:")
-    assert streamed(file, other, "all", tmp_path).digest != first.digest
+    assert load_stream(file, other, "all", tmp_path).digest != first.digest
     assert not (tmp_path / ".tokenised-killed").exists()
     monkeypatch.setattr(streaming, "_tokenise", None)
-    again = streamed(file, encoder, "all", tmp_path)
+    again = load_stream(file, encoder, "all", tmp_path)
     assert list(again.examples) == list(first.examples) and (again.pairs, again.digest) == (first.pairs, first.digest)
     os.truncate(tmp_path / f"tokenised-{first.digest[:16]}" / "ids", 4000)
     with pytest.raises(UserError, match="is damaged"):
-        streamed(file, encoder, "all", tmp_path)
+        load_stream(file, encoder, "all", tmp_path)
     file.write_text(file.read_text() + "\n" + file.read_text().splitlines()[-1])
     with pytest.raises(TypeError):  # it would tokenise
-        streamed(file, encoder, "all", tmp_path)
+        load_stream(file, encoder, "all", tmp_path)
 
 
 @pytest.mark.slow
@@ -87,12 +87,12 @@ def test_a_line_that_is_no_pair_is_named_and_nothing_is_left(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streaming, "CHUNK", 10_000)
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 10_000)
     path = tmp_path / "pairs.jsonl"
     some = lines(made["sft_dataset"][:200])
     path.write_text("\n".join([*some[:149], line, *some[150:]]), errors="surrogateescape")
     with pytest.raises(UserError) as error:
-        streamed(path, encoder, "all", tmp_path)
+        load_stream(path, encoder, "all", tmp_path)
     assert complaint in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 

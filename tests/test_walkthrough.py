@@ -68,7 +68,7 @@ def test_the_step_is_that_of_training(
     sections: Sections, tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
     pairs = made["sft_dataset"]
-    examples = [encoder.example(pairs[499]), encoder.example(pairs[0])]
+    examples = [encoder.encode(pairs[499]), encoder.encode(pairs[0])]
     of_pair = pytest.approx(mean_loss(tiny_model, examples[:1]), abs=1e-4)
     model = deepcopy(tiny_model)
     (step,) = train(model, examples, SFTConfig(epochs=1, batch_size=2), lambda epoch, loss: None)
@@ -86,7 +86,7 @@ def test_the_step_is_that_of_training(
 def test_only_tokens_of_the_response_are_learnt(
     sections: Sections, encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
-    example = encoder.example(made["sft_dataset"][499])
+    example = encoder.encode(made["sft_dataset"][499])
     rows = re.findall(r" (\d+)  +(0\.\d{4}) +(\d+\.\d{4})$", sections["5. The loss"], re.MULTILINE)
     assert [int(label) for label, _, _ in rows] == [label for label in example.labels if label >= 0]
     for _, probability, nats in rows:

@@ -14,47 +14,89 @@ import signal
 from array import array
 from codecs import BOM_UTF8
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
+from itertools import accumulate
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_folder, cannot_read
-from part4_sft.dataset import Pair, trains
-from part4_sft.encoding import Examples, PairEncoder, TooLong, tell_of_cut
+from part4_sft.dataset import Pair, trainable
+from part4_sft.encoding import Example, PairEncoder, note_cut
 from part4_sft.formats import pairs_of_lines
 
-CHUNK = 2**20  # bytes that a worker takes at once
+CHUNK_BYTES = 2**20  # that a worker takes at once
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """Examples to train on, how many pairs there are with those that do not train, and a digest of it all."""
 
-    examples: Examples
+    examples: Sequence[Example]
     pairs: int
     digest: str
 
 
-def beginning(path: Path) -> list[Pair]:
-    """The pairs in the first mebibyte of a JSONL file. Raises UserError where it cannot be read, or a line is none."""
+class MappedExamples(Sequence[Example]):
+    """Examples that stay in files of 4 bytes a token and 12 a pair, of which all processes share one copy.
+
+    The file `ids` holds those of all examples one behind another, `ends` where each begins and ends (from 0 on), and
+    `prompt_lengths` how many labels of each are -100.
+
+    Raises:
+        ValueError: the files do not fit together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.ids, self.ends, self.prompt_lengths = (
+            _mapped(folder / name, kind) for name, kind in (("ids", "i"), ("ends", "q"), ("prompt_lengths", "i"))
+        )
+        if len(self.ends) != len(self.prompt_lengths) + 1 or self.ends[-1] != len(self.ids):
+            raise ValueError("the sizes of its files do not fit together")
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return an example, or for a slice a list of them."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # counts a negative index from the end, and raises IndexError
+        ids = self.ids[self.ends[place] : self.ends[place + 1]].tolist()
+        prompt_length = self.prompt_lengths[place]
+        return Example(ids, [IGNORE_INDEX] * prompt_length + ids[prompt_length:])
+
+
+def _mapped(path: Path, kind: str) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind)  # type: ignore[call-overload]
+
+
+def load_beginning(path: Path) -> list[Pair]:
+    """Read the pairs in the first mebibyte of a JSONL file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a pair.
+    """
     first_line = _first_line(path)
     return pairs_of_lines(*next(_chunks(path)), first_line, path)
 
 
-def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> TrainingData:
-    """Tokenises the pairs of a JSONL file that train (see `--train-on`), unless a run before has done so.
+def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> TrainingData:
+    """Tokenise the trainable pairs of a JSONL file (see `--train-on`), unless a run before has done so.
 
     Raises:
-        UserError: the file cannot be read, a line is not a pair or does not fit, no pair trains, or the cache is
+        UserError: the file cannot be read, a line is not a pair or does not fit, no pair is trainable, or the cache is
             damaged or cannot be written.
     """
     first_line = _first_line(path)
@@ -66,68 +108,72 @@ def streamed(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> 
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with atomic_folder(cache) as folder:
-            _tokenise(path, (path, first_line, *decides, encoder.max_positions), folder)
+            _tokenise(path, _WorkerSettings(path, first_line, *decides, encoder.max_positions), folder)
     distributed.barrier()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
-        return TrainingData(Examples.mapped(cache), counts["pairs"], digest)
+        return TrainingData(MappedExamples(cache), counts["pairs"], digest)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{cache} is damaged ({error}); delete it, and it is made anew") from error
+        raise UserError(f"{cache} is damaged ({error})", "delete it, and it is made anew") from error
 
 
 def _first_line(path: Path) -> bytes:
-    """The first that is not blank."""
+    """Return the first line that is not blank; it decides the layout of the file."""
     try:
         with path.open("rb") as file:
-            found = next((line for line in file if line.removeprefix(BOM_UTF8).strip()), b"")
+            for line in file:
+                if line.removeprefix(BOM_UTF8).strip():
+                    return line
     except OSError as error:
         raise cannot_read(path, error) from error
-    if not found:
-        raise UserError(f"{path} holds no pairs; name a file that holds some")
-    return found
-
-
-def _tokenise(path: Path, settings: tuple[Any, ...], folder: Path) -> None:
-    """Fills the folder; `settings` are what each worker begins with, see `_prepare`."""
-    # macOS does not tell which processors a process may use.
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    total, trained_on, pairs, cut = 0, 0, 0, []
-    with (
-        (folder / "ids").open("wb") as ids,
-        (folder / "ends").open("wb") as ends,
-        (folder / "prompt_lengths").open("wb") as prompt_lengths,
-        # Spawned, not forked: a process that has threads, as one of torchrun's does, cannot be copied safely.
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare, settings) as pool,
-        tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        array("q", [0]).tofile(ends)
-        for part in _in_order(pool, _chunks(path), ahead=2 * workers):
-            part.examples.ids.tofile(ids)
-            array("q", (total + end for end in part.examples.ends[1:])).tofile(ends)
-            part.examples.prompt_lengths.tofile(prompt_lengths)
-            total += len(part.examples.ids)
-            trained_on += len(part.examples)
-            pairs += part.pairs
-            cut += part.cut
-            bar.update(part.size)
-    if not trained_on:
-        raise UserError(f"{path} holds no pair with high_quality 1; label some, or use --train-on all")
-    tell_of_cut(cut, trained_on, "training")
-    (folder / "counts.json").write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
+    raise UserError(f"{path} holds no pairs", "name a file that holds some")
 
 
 def _chunks(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Some lines at a time, where they begin in the file, and the number of the first."""
+    """Yield some whole lines at a time, their offset in the file in bytes, and the number of the first."""
     offset, line = 0, 1
     with path.open("rb") as file:
-        while data := file.read(CHUNK):
+        while data := file.read(CHUNK_BYTES):
             data += file.readline()
             yield data, offset, line
             offset, line = offset + len(data), line + data.count(b"\n")
 
 
+# ---------------------------------------------------------------------------------------------------- tokenising
+
+
+def _tokenise(path: Path, settings: _WorkerSettings, folder: Path) -> None:
+    """Fill the folder with the files of a `MappedExamples`, and the number of pairs in counts.json."""
+    # macOS does not tell which processors a process may use.
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    tokens, examples, pairs = 0, 0, 0
+    cut: list[str] = []
+    with (
+        (folder / "ids").open("wb") as ids,
+        (folder / "ends").open("wb") as ends,
+        (folder / "prompt_lengths").open("wb") as prompt_lengths,
+        # Spawned, not forked: a process that has threads, as one of torchrun's does, cannot be copied safely.
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (settings,)) as pool,
+        tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        array("q", [0]).tofile(ends)
+        for part in _in_order(pool, _chunks(path), ahead=2 * workers):
+            part.ids.tofile(ids)
+            part.prompt_lengths.tofile(prompt_lengths)
+            array("q", accumulate(part.lengths, initial=tokens))[1:].tofile(ends)
+            tokens += len(part.ids)
+            examples += len(part.lengths)
+            pairs += part.pairs
+            cut += part.cut
+            bar.update(part.size)
+    if not examples:
+        raise UserError(f"{path} holds no pair with high_quality 1", "label some, or use --train-on all")
+    note_cut(cut, examples, "training")
+    (folder / "counts.json").write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
+
+
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[tuple[bytes, int, int]], ahead: int) -> Iterator[_Part]:
-    """What the workers make of the chunks; only so many are in memory that no worker waits."""
+    """Yield what the workers make of the chunks; `ahead` of them are in memory, so that no worker waits."""
     running: deque[Future[_Part]] = deque()
     try:
         for chunk in chunks:
@@ -137,7 +183,7 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[tuple[bytes, int, int]
         while running:
             yield running.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a process that tokenises was killed; does it have memory enough?") from error
+        raise UserError("a process that tokenises was killed", "does it have memory enough?") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -145,49 +191,52 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[tuple[bytes, int, int]
 # ---------------------------------------------------------------------------------------------------- in a worker
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What a worker made of a chunk of `size` bytes; `cut` tells where contexts lost their beginning."""
+class _WorkerSettings(NamedTuple):
+    """What a worker begins with."""
 
-    examples: Examples
+    path: Path
+    first_line: bytes
+    tokenizer: str
+    eos_id: int
+    template: str
+    max_length: int
+    train_on: str
+    max_positions: int | None
+
+
+class _Part(NamedTuple):
+    """What a worker made of a chunk of `size` bytes: the examples as arrays, and the number of pairs in the chunk."""
+
+    ids: array[int]
+    lengths: array[int]  # of the examples, in tokens
+    prompt_lengths: array[int]
+    cut: list[str]  # places of the pairs whose contexts lost their beginning
     pairs: int
-    cut: list[str]
     size: int
 
 
-@dataclass(frozen=True)
-class _Worker:
-    path: Path
-    first_line: bytes
-    encoder: PairEncoder
-    train_on: str
+_settings: _WorkerSettings  # of this process, if it is a worker
+_encoder: PairEncoder
 
 
-_worker: _Worker  # of this process, which has but one
-
-
-def _prepare(
-    path: Path,
-    first_line: bytes,
-    tokenizer: str,
-    eos_id: int,
-    template: str,
-    max_length: int,
-    train_on: str,
-    max_positions: int | None,
-) -> None:
-    global _worker
+def _prepare_worker(settings: _WorkerSettings) -> None:
+    global _settings, _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that started this one, and that its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor
-    encoder = PairEncoder(Tokenizer.from_str(tokenizer), eos_id, template, max_length, max_positions)
-    _worker = _Worker(path, first_line, encoder, train_on)
+    _settings = settings
+    tokenizer = Tokenizer.from_str(settings.tokenizer)
+    _encoder = PairEncoder(tokenizer, settings.eos_id, settings.template, settings.max_length, settings.max_positions)
 
 
 def _encode(data: bytes, offset: int, line: int) -> _Part:
-    pairs = pairs_of_lines(data, offset, line, _worker.first_line, _worker.path)
-    training = [pair for pair in pairs if trains(pair, _worker.train_on)]
-    cut: list[str] = []
-    too_long: TooLong = []
-    examples = Examples(_worker.encoder.encoded(training, cut, too_long))
-    _worker.encoder.check(too_long)
-    return _Part(examples, len(pairs), cut, len(data))
+    pairs = pairs_of_lines(data, offset, line, _settings.first_line, _settings.path)
+    examples, cut, too_long = _encoder.encode_what_fits(trainable(pairs, _settings.train_on))
+    _encoder.check_all_fit(too_long)
+    return _Part(
+        ids=array("i", (token for example in examples for token in example.ids)),
+        lengths=array("q", (len(example.ids) for example in examples)),
+        prompt_lengths=array("i", (example.labels.count(IGNORE_INDEX) for example in examples)),
+        cut=cut,
+        pairs=len(pairs),
+        size=len(data),
+    )
