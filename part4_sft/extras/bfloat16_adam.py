@@ -1,7 +1,7 @@
 """Adam for weights in bfloat16.
 
-A bfloat16 number has 8 significant bits, so a step of 5e-5 is mostly lost when a weight of 0.02 is rounded to the
-nearest one. Rounded up or down by chance instead, in proportion to what is nearer, no step is lost on average
+A bfloat16 number has 8 significant bits. So a step of 5e-5 is mostly lost when a weight of 0.02 is rounded to the
+nearest number. Rounded up or down at random instead, in proportion to which is nearer, no step is lost on average
 (Gupta et al. 2015; Zamirai et al. 2020), and no second copy of the weights in float32 is needed.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AT_ONCE = 2**24  # weights; the copies of so many in float32 need some hundred megabytes
+WEIGHTS_PER_CHUNK = 2**24  # their copies in float32 need some hundred megabytes
 
 
 class BFloat16Adam(torch.optim.Optimizer):
@@ -36,7 +36,7 @@ class BFloat16Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Updates every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -48,38 +48,31 @@ class BFloat16Adam(torch.optim.Optimizer):
                     state["square"] = torch.zeros_like(parameter, dtype=self.moments_dtype)
                 state["step"] += 1
                 tensors = (parameter, parameter.grad, state["mean"], state["square"])
-                for weight, gradient, mean, square in zip(*(tensor.view(-1).split(AT_ONCE) for tensor in tensors)):
-                    _update(weight, gradient, mean, square, state["step"], group["lr"], group["betas"], group["eps"])
+                for chunks in zip(*(tensor.view(-1).split(WEIGHTS_PER_CHUNK) for tensor in tensors)):
+                    _update(*chunks, state["step"], group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, the moments in their own number format and not that of the weights."""
+        """Load a `state_dict`, with the moments in their own number format instead of that of the weights."""
         super().load_state_dict(state_dict)
         for number, saved in state_dict["state"].items():
             parameter = self.param_groups[0]["params"][number]
             self.state[parameter] |= {name: saved[name].to(parameter.device) for name in ("mean", "square")}
 
 
-def _update(
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
+def _update(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: int, group: dict[str, Any]) -> None:
+    """Update weights and moments in place, with the settings of the parameter group; `step` counts from 1."""
+    lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
     gradient = gradient.float()
-    new_mean = mean.float().lerp(gradient, 1 - betas[0])
-    new_square = square.float().lerp(gradient.square(), 1 - betas[1])
-    unbiased_mean, unbiased_square = new_mean / (1 - betas[0] ** step), new_square / (1 - betas[1] ** step)
+    new_mean = mean.float().lerp(gradient, 1 - beta1)
+    new_square = square.float().lerp(gradient.square(), 1 - beta2)
+    unbiased_mean, unbiased_square = new_mean / (1 - beta1**step), new_square / (1 - beta2**step)
     new_weight = weight.float() - lr * unbiased_mean / (unbiased_square.sqrt() + eps)
     for stored, new in ((weight, new_weight), (mean, new_mean), (square, new_square)):
-        stored.copy_(rounded_by_chance(new) if stored.dtype == torch.bfloat16 else new)
+        stored.copy_(round_stochastically(new) if stored.dtype == torch.bfloat16 else new)
 
 
-def rounded_by_chance(x: Tensor) -> Tensor:
-    """Float32 numbers as one of their two neighbours in bfloat16, so that the expected value is the number itself."""
-    lost_bits = 2**16  # of a float32, those that bfloat16 has no room for
-    noise = torch.randint(lost_bits, x.shape, dtype=torch.int32, device=x.device)
-    return (x.view(torch.int32) + noise).bitwise_and(-lost_bits).view(torch.float32).bfloat16()
+def round_stochastically(x: Tensor) -> Tensor:
+    """Round float32 numbers to one of their two neighbours in bfloat16, so that the expected value is the number."""
+    spacing = 2**16  # a bfloat16 is the upper half of a float32's 32 bits
+    noise = torch.randint(spacing, x.shape, dtype=torch.int32, device=x.device)
+    return (x.view(torch.int32) + noise).bitwise_and(-spacing).view(torch.float32).bfloat16()

@@ -12,46 +12,46 @@ from part4_sft.training import Step
 
 
 def check_tensorboard() -> None:
-    """Raises UserError where tensorboard, an optional extra, is not installed."""
+    """Raise UserError where tensorboard, an optional extra, is not installed."""
     if find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs tensorboard; install it with: pip install tensorboard==2.21.0")
+        raise UserError("--tensorboard needs tensorboard", "install it with: pip install tensorboard==2.21.0")
 
 
 class TensorBoard:
-    """Takes down what each step saw and what validation said."""
+    """Writes the values of every step and the results of every validation to a folder."""
 
     def __init__(self, folder: Path, learning_rate: float) -> None:
         self.folder, self.learning_rate = folder, learning_rate
         self.writer: Any = None
         self.number = 0  # of the last step
-        self.last = time.perf_counter()
+        self.last_time = time.perf_counter()
 
     def step(self, number: int, step: Step) -> None:
-        """Loss (nats a response token), gradient norm, learning rate, and response tokens a second since the last."""
+        """Write loss (nats a response token), gradient norm, learning rate and speed (response tokens a second)."""
         now = time.perf_counter()
         self.number = number
-        self._add(
+        self._write(
             {
                 "training/loss": step.loss,
                 "training/gradient_norm": step.gradient_norm,
                 "training/learning_rate": self.learning_rate,
-                "training/response_tokens_per_second": step.tokens / (now - self.last),
+                "training/response_tokens_per_second": step.tokens / (now - self.last_time),
             }
         )
-        self.last = now
+        self.last_time = now
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """The measures of an entry of `by_epoch`, at the step that ended the epoch."""
+        """Write the measures in an entry of `by_epoch`, at the last step of the epoch."""
         measures = {name: value for name, value in entry.items() if name not in ("epoch", "train_loss")}
-        self._add({f"validation/{name}": value for name, value in measures.items()})
+        self._write({f"validation/{name}": value for name, value in measures.items()})
         self.writer.flush()
-        self.last = time.perf_counter()
+        self.last_time = time.perf_counter()  # the time of the validation is not the next step's
 
-    def _add(self, values: dict[str, float]) -> None:
+    def _write(self, values: dict[str, float]) -> None:
         if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # needs tensorboard, an optional extra
 
-            # What a run before it, or one that was killed, noted of this step and later ones, does not count.
+            # Values that an earlier or a killed run wrote for this step and later ones are hidden.
             self.writer = SummaryWriter(str(self.folder), purge_step=self.number)
         for name, value in values.items():
             self.writer.add_scalar(name, value, self.number)

@@ -1,0 +1,29 @@
+"""A picture of the losses, for the reports of pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+COLOR = "#0072B2"  # blue, told from orange by the colour-blind (Okabe and Ito 2008)
+
+
+def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:
+    """Return the exponential moving average without the bias of its start, as in Adam (Kingma and Ba 2015, sec. 3)."""
+    average, curve = 0.0, []
+    for step, loss in enumerate(losses, start=1):
+        average = decay * average + (1 - decay) * loss
+        curve.append(average / (1 - decay**step))
+    return curve
+
+
+def plot_losses(axes: Axes, x: Sequence[float], losses: Sequence[float], label: str = "training") -> None:
+    """Draw the loss of each step, thin and pale, and their moving average.
+
+    Args:
+        x: where each loss stands.
+        losses: in nats per token.
+    """
+    axes.plot(x, losses, color=COLOR, alpha=0.25, linewidth=0.8, label=f"{label}, each step")
+    axes.plot(x, smoothed(losses), color=COLOR, linewidth=2, label=f"{label}, smoothed")
