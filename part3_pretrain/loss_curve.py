@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-COLOR = "#0072B2"  # blue, told from orange by the colour-blind (Okabe and Ito 2008)
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 
 
 def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:
@@ -25,5 +25,5 @@ def plot_losses(axes: Axes, x: Sequence[float], losses: Sequence[float], label: 
         x: where each loss stands.
         losses: in nats per token.
     """
-    axes.plot(x, losses, color=COLOR, alpha=0.25, linewidth=0.8, label=f"{label}, each step")
-    axes.plot(x, smoothed(losses), color=COLOR, linewidth=2, label=f"{label}, smoothed")
+    axes.plot(x, losses, color=BLUE, alpha=0.25, linewidth=0.8, label=f"{label}, each step")
+    axes.plot(x, smoothed(losses), color=BLUE, linewidth=2, label=f"{label}, smoothed")
