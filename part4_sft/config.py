@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option, parse
+from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, UserError, at_least, option, parse
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
-DEFAULT_TEMPLATE = "Customer: {context}\nAgent:"
+MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"  # in --checkpoint-dir
+EXTRAS = {"lora_rank": "peft==0.21.2", "tensorboard": "tensorboard==2.21.0"}  # packages that only these options need
+DEFAULT_TEMPLATE = r"Customer: {context}\nAgent:"  # as it is written on a command line; see `unescape`
 # Beyond these bounds, probabilities in float32 become 0 all or NaN.
 PROBABILITY: dict[str, Any] = {"allowed": "0.001 to 1", "is_valid": lambda value: 0.001 <= value <= 1}
 TEMPERATURE: dict[str, Any] = {
@@ -25,10 +28,14 @@ class SFTConfig:
     model: Path = option(
         DEFAULT_CHECKPOINT,
         "checkpoint, or folder of a Hugging Face model, to start from; the default is pretrained if missing",
+        decides_training=False,
         **PATH,
     )
     data: Path | None = option(
-        None, "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made", **PATH
+        None,
+        "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made",
+        decides_training=False,
+        **PATH,
     )
     stream: bool = option(
         False,
@@ -36,8 +43,12 @@ class SFTConfig:
         "reading it into memory; needs --validation-data and --test-data, and whether they overlap is not looked at",
         action="store_true",
     )
-    validation_data: Path | None = option(None, "file of pairs for the numbers after each epoch", **PATH)
-    test_data: Path | None = option(None, "file of pairs for the before/after comparison", **PATH)
+    validation_data: Path | None = option(
+        None, "file of pairs for the numbers after each epoch", decides_training=False, **PATH
+    )
+    test_data: Path | None = option(
+        None, "file of pairs for the before/after comparison", decides_training=False, **PATH
+    )
     test_fraction: float | None = option(
         None,
         "share of --data to hold out for the test, and as much for validation, where no file is named; 0.1 if --data "
@@ -47,13 +58,15 @@ class SFTConfig:
         type=float,
     )
     prompt_template: str = option(
-        DEFAULT_TEMPLATE.replace("\n", r"\n"),
+        DEFAULT_TEMPLATE,
         r"what the model reads before it answers; \n is a new line",
         allowed="a text with {context} in it, once",
         is_valid=lambda template: template.count("{context}") == 1,
     )
-    out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
-    checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
+    out_dir: Path = option(
+        Path("outputs"), "folder for data, loss curve, evaluation and report", decides_training=False, **PATH
+    )
+    checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", decides_training=False, **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
     learning_rate: float = option(5e-5, "Adam's constant learning rate", **ABOVE_ZERO)
     batch_size: int = option(8, "pairs in one optimizer step", **at_least(1))
@@ -84,15 +97,24 @@ class SFTConfig:
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
     max_new_tokens: int = option(128, "longest reply, in tokens", **at_least(1))
-    samples_per_context: int = option(16, "replies to each test context; scores are their means", **at_least(1))
+    samples_per_context: int = option(
+        16, "replies to each test context; scores are their means", decides_training=False, **at_least(1)
+    )
     train_on: str = option(
         "high", "pairs that give gradients: those with high_quality 1, or all", choices=["high", "all"]
     )
     tensorboard: Path | None = option(
-        None, "folder for curves that TensorBoard shows while the run goes on (needs tensorboard)", **PATH
+        None,
+        "folder for curves that TensorBoard shows while the run goes on (needs tensorboard)",
+        decides_training=False,
+        **PATH,
     )
-    save_every: int = option(100, "optimizer steps after which the state of the training is saved", **at_least(1))
-    resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
+    save_every: int = option(
+        100, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)
+    )
+    resume: bool = option(
+        False, "go on with an interrupted training, to the same result", action="store_true", decides_training=False
+    )
 
 
 def needs_pretraining(config: SFTConfig) -> bool:
@@ -101,8 +123,12 @@ def needs_pretraining(config: SFTConfig) -> bool:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
-    """Reads the command line. Exits with status 2 and one line where an option is unknown or out of range."""
-    return parse(
+    """Read the command line. Exits with status 2 and one line where an option is unknown or out of range.
+
+    Raises:
+        UserError: options do not go together, or need a package that is not installed.
+    """
+    config = parse(
         SFTConfig,
         prog="python -m part4_sft.sft",
         description="Fine-tunes the pretrained model on high-quality (context, response) pairs and compares both "
@@ -113,3 +139,31 @@ def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
         example="python -m part4_sft.sft --epochs 3 --out-dir outputs/three --checkpoint-dir checkpoints/three",
         arguments=arguments,
     )
+    check_combinations(config)
+    return config
+
+
+def check_combinations(config: SFTConfig) -> None:
+    """Raise UserError where options do not go together, or need a package that is not installed."""
+    if config.moments_dtype == "bfloat16" and config.dtype != "bfloat16":
+        raise UserError("--moments-dtype bfloat16 needs --dtype bfloat16 too", "float32 weights have float32 moments")
+    if config.stream and not (config.data and config.validation_data and config.test_data):
+        raise UserError(
+            "--stream needs --data, --validation-data and --test-data: nothing is held out of a stream",
+        )
+    if config.test_fraction and not config.data:
+        raise UserError("--test-fraction is a share of --data", "name a file with --data too")
+    cannot_be_sharded = {
+        "--lora-rank": config.lora_rank > 0,
+        "--compile": config.compile,
+        "--moments-dtype bfloat16": config.moments_dtype == "bfloat16",  # sharded weights are float32
+    }
+    for name, is_given in cannot_be_sharded.items():
+        if config.shard and is_given:
+            raise UserError(f"--shard does not go together with {name}", "choose one of them")
+    for name, requirement in EXTRAS.items():
+        package = requirement.partition("==")[0]
+        if getattr(config, name) and find_spec(package) is None:
+            raise UserError(
+                f"--{name.replace('_', '-')} needs {package}", f"install it with: pip install {requirement}"
+            )

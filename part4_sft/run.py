@@ -2,92 +2,189 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from dataclasses import asdict
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.config import PretrainConfig
+from part3_pretrain.model import Transformer
 from part3_pretrain.run import run as pretrain
 from part3_pretrain.runtime import distributed
-from part3_pretrain.runtime.files import check_writable
+from part3_pretrain.runtime.cli import deciding_options
+from part3_pretrain.runtime.device import choose_device
+from part3_pretrain.runtime.files import atomic_write, check_not_folder, check_writable
 from part3_pretrain.runtime.log import log
-from part3_pretrain.runtime.training_state import TrainingState
-from part4_sft import report, stages
-from part4_sft.config import SFTConfig, needs_pretraining
+from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
+from part4_sft import report
+from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
+from part4_sft.dataset import save_pairs
 from part4_sft.encoding import PairEncoder
-from part4_sft.stages import timed
+from part4_sft.evaluation import Entry, evaluate, validate
+from part4_sft.extras.lora import add_lora, merge_lora
+from part4_sft.extras.tensorboard import TensorBoard
+from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
+from part4_sft.training import History, train
+
+REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
-    """Does the whole of Part 4 and returns what it wrote to `evaluation.json`.
+    """Do the whole of Part 4 and return what was written to `evaluation.json`.
 
     Raises:
-        UserError: an option, a file or a folder cannot be used; nothing half-written is left behind.
+        UserError: a file or a folder cannot be used, or the training diverges; nothing half-written is left behind.
     """
-    timing: dict[str, float] = {}
-    device = stages.choose_device(config.device)
-    stages.check_options(config)
-    stages.tell_if_slow(config.dtype, device)
-    check_writable(config.out_dir, config.checkpoint_dir)
-    stages.check_files(config)
+    timing: dict[str, float] = {}  # seconds by stage
+    device = choose_device(config.device, config.dtype)
+    check_outputs(config)
     torch.manual_seed(config.seed)
 
     with timed("data", timing):
-        data = stages.prepare_data(config)
+        data = prepare_data(config)
     with timed("pretraining", timing):
         if needs_pretraining(config):
             log(f"{config.model} is missing, so Part 3 runs first and makes it")
-            part3 = PretrainConfig(
-                checkpoint=config.model, out_dir=config.out_dir, seed=config.seed, resume=config.resume
-            )
-            pretrain(part3)
-        # FSDP2 keeps float32 and casts to --dtype what it gathers.
-        checkpoint = load_checkpoint(config.model, getattr(torch, "float32" if config.shard else config.dtype))
+            pretrain(PretrainConfig(None, config.model, config.out_dir, seed=config.seed, resume=config.resume))
+        # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
+        checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
     model = checkpoint.model.to(device)
-    encoder = PairEncoder.of(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
+    encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
     with timed("tokenising", timing):
-        training, validation = stages.tokenised(config, data, encoder)
-    counts = f"{len(validation)} others are for validation and {len(data['sft_test'])} for the test"
-    log(f"{len(training.examples):,} of {training.pairs:,} pairs train; {counts}")
-    decides = stages.decided_by(config, training, data, model)
-    with TrainingState(config.checkpoint_dir / stages.STATE_FILE, decides, config.save_every, config.resume) as state:
-        steps, by_epoch = stages.fine_tune(model, encoder, training.examples, validation, data, config, timing, state)
+        examples = encode_data(config, data, encoder)
+    others = f"{len(examples.validation)} others are for validation and {len(data['sft_test'])} for the test"
+    log(f"{len(examples.training):,} of {examples.dataset_size:,} pairs train; {others}")
+
+    decides = deciding_options(config) | examples.digests
+    decides["the digest of the weights to begin with"] = digest_of_weights(model)
+    with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
+        with timed("fine_tuning", timing):
+            history = fine_tune(model, encoder, data, examples, config, state)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
                 # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
                 pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
-                evaluation, entries = stages.evaluate(pretrained, model, encoder, data, config)
-
-            evaluation = {
-                "config": {
-                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-                },
-                "environment": {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "device": str(device),
-                    "processor": platform.machine(),
-                    "processes": distributed.world_size(),
-                    "threads": torch.get_num_threads(),
-                    "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                },
-                "timing_seconds": timing,
-                "dataset": {name: len(pairs) for name, pairs in data.items()}
-                | {"sft_dataset": training.pairs, "trained_on": len(training.examples)},
-                **evaluation,
-                "by_epoch": by_epoch,
-                "steps": {
-                    "loss": [step.loss for step in steps],
-                    "gradient_norm": [step.gradient_norm for step in steps],
-                },
-                "examples": entries["test"][:8],
-            }
+                scores, entries = evaluate(pretrained, model, encoder, data, config)
+            evaluation = (
+                describe_run(config, model, data, examples, timing)
+                | scores
+                | {
+                    "by_epoch": history.by_epoch,
+                    "steps": {
+                        "loss": [step.loss for step in history.steps],
+                        "gradient_norm": [step.gradient_norm for step in history.steps],
+                    },
+                    "examples": entries["test"][:8],
+                }
+            )
             if distributed.rank() == 0:
-                written = stages.save(checkpoint, steps, evaluation, entries, data, config)
+                written = save(checkpoint, evaluation, entries, data, config)
                 report.print_summary(evaluation, written)
     return evaluation
+
+
+def fine_tune(
+    model: Transformer, encoder: PairEncoder, data: Data, examples: EncodedData, config: SFTConfig, state: TrainingState
+) -> History:
+    """Train the model in place, and validate it before the first epoch and after each."""
+    board = None
+    if config.tensorboard and distributed.rank() == 0:
+        board = TensorBoard(config.tensorboard, config.learning_rate)
+    lora = add_lora(model, config.lora_rank) if config.lora_rank else None
+    model.gradient_checkpointing = config.gradient_checkpointing
+
+    def after_epoch(epoch: int, train_loss: float | None) -> dict[str, Any]:
+        entry = validate(model, encoder, data["sft_validation"], examples.validation, config, epoch, train_loss)
+        log(report.describe_epoch(entry))
+        if board:
+            board.epoch(entry)
+        return entry
+
+    history = train(model, examples.training, config, after_epoch, state, board.step if board else None)
+    if lora:
+        merge_lora(lora)
+    return history
+
+
+def describe_run(
+    config: SFTConfig, model: Transformer, data: Data, examples: EncodedData, timing: dict[str, float]
+) -> dict[str, Any]:
+    """Return the part of `evaluation.json` that tells what was run, on what, and how long it took."""
+    return {
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": str(model.embed_tokens.weight.device),
+            "processor": platform.machine(),
+            "processes": distributed.world_size(),
+            "threads": torch.get_num_threads(),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        "timing_seconds": timing,
+        "dataset": {name: len(pairs) for name, pairs in data.items()}
+        | {"sft_dataset": examples.dataset_size, "trained_on": len(examples.training)},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def check_outputs(config: SFTConfig) -> None:
+    """Raise UserError where a run could not write its files: before hours of training, not after them."""
+    check_writable(config.out_dir, config.checkpoint_dir)
+    if config.tensorboard:
+        check_writable(config.tensorboard)
+    files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
+    check_not_folder(*files, config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+
+
+def save(
+    checkpoint: Checkpoint,
+    evaluation: dict[str, Any],
+    entries: dict[str, list[Entry]],
+    data: Data,
+    config: SFTConfig,
+) -> list[Path]:
+    """Write the model, the data, the numbers, the replies, the picture and the report; return their paths."""
+    out = config.out_dir
+    model_file, curve, text = config.checkpoint_dir / MODEL_FILE, out / "loss_curve.png", out / REPORT_FILE
+    made_by = {
+        "from": str(config.model),
+        "settings": evaluation["config"],
+        "dataset": evaluation["dataset"],
+        "results": {author: evaluation[author] for author in ("pretrained", "sft")},
+    }
+    save_checkpoint(model_file, replace(checkpoint, made_by=made_by))
+    written = [model_file]
+    for name, pairs in data.items():
+        if config.stream and name == "sft_dataset":  # only its beginning is in memory
+            continue
+        save_pairs(out / f"{name}.json", pairs)
+        written.append(out / f"{name}.json")
+    contents: dict[str, Any] = {"evaluation.json": evaluation}
+    for name, replies in entries.items():
+        contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
+    for name, content in contents.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        written.append(out / name)
+    report.save_loss_curve(curve, evaluation["steps"]["loss"], evaluation["by_epoch"])
+    report.save_report(text, evaluation)
+    return [*written, curve, text]
+
+
+@contextmanager
+def timed(stage: str, timing: dict[str, float]) -> Iterator[None]:
+    """Add the seconds that the block takes to its stage."""
+    start = time.perf_counter()
+    yield
+    timing[stage] = round(timing.get(stage, 0.0) + time.perf_counter() - start, 2)

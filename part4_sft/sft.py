@@ -1,8 +1,8 @@
 """Supervised fine-tuning from beginning to end: python -m part4_sft.sft
 
 Makes the data or reads the user's, takes the pretrained checkpoint (and pretrains it first where it is missing) or a
-Hugging Face model, fine-tunes on the high-quality pairs, lets both models answer contexts they have never seen, and
-writes what came out.
+Hugging Face model, fine-tunes on the high-quality pairs, lets both models answer contexts that they have never seen,
+and writes what came out.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from part4_sft.config import needs_pretraining, parse_arguments
 
 def main() -> None:
     config = parse_arguments()
+    # Only now: torch takes seconds to import, and neither --help nor a mistyped option should wait for it.
+    from part3_pretrain.runtime.distributed import process_group
+    from part4_sft.run import run
+
     folders = [config.out_dir, config.checkpoint_dir]
     if needs_pretraining(config):
         folders.append(config.model.parent)
-    # Only now, for torch takes seconds to import, which --help and a mistyped option should not wait for.
-    from part3_pretrain.runtime import distributed
-    from part4_sft.run import run
-
-    with locked(*folders), distributed.process_group(config.shard):
+    with locked(*folders), process_group(config.shard):
         run(config)
 
 

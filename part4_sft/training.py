@@ -1,10 +1,17 @@
-"""The masked-loss loop: cross-entropy over response tokens only, Adam, a constant learning rate."""
+"""Fine-tuning with a masked loss: one training step, and the loop around it.
+
+The loss of an optimizer step is the cross-entropy over its response tokens alone, <EOS> included:
+
+    loss = sum over response tokens of -log p(token | all tokens before it) / number of response tokens of the step
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
+from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +25,13 @@ from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
-from part4_sft.encoding import Example, collate, shuffled_steps
+from part4_sft.encoding import Example
 from part4_sft.extras.bfloat16_adam import BFloat16Adam
 
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
-summed_cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
+LOGITS_PER_CHUNK = 2**25  # numbers; 128 MiB in float32
+cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
+
+Validate = Callable[[int, float | None], dict[str, Any]]  # epoch and its training loss to an entry of `by_epoch`
 
 
 @dataclass(frozen=True)
@@ -34,127 +43,215 @@ class Step:
     tokens: int
 
 
+@dataclass
+class History:
+    """What a training has seen so far: every step, and an entry of `evaluation.json` for every epoch from 0."""
+
+    steps: list[Step] = field(default_factory=list)
+    by_epoch: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> History:
+        """Rebuild a history from its `values`; an empty one from `{}`."""
+        return cls([Step(*step) for step in values.get("steps", [])], list(values.get("by_epoch", [])))
+
+    def values(self) -> dict[str, Any]:
+        """Return the history in plain values, for a file."""
+        return {"steps": [list(astuple(step)) for step in self.steps], "by_epoch": self.by_epoch}
+
+
+# ---------------------------------------------------------------------------------------------------- one step
+
+
+def collate(examples: Sequence[Example], device: torch.device | None = None) -> tuple[Tensor, Tensor, list[int]]:
+    """Put examples one behind another into one row, without padding.
+
+    Returns:
+        Inputs (1, time), targets (1, time) and the length of each example in them. A target is the token that follows
+        the input, or -100. Of no examples, one input whose target is -100.
+    """
+    inputs = [token for example in examples for token in example.ids[:-1]]
+    targets = [label for example in examples for label in example.labels[1:]]
+    lengths = [len(example.ids) - 1 for example in examples]
+    if not examples:
+        inputs, targets, lengths = [0], [IGNORE_INDEX], [1]
+    return torch.tensor([inputs], device=device), torch.tensor([targets], device=device), lengths
+
+
 def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: list[int]) -> Tensor:
-    """Cross-entropy summed over the targets that are not -100; a scalar.
+    """Return the cross-entropy summed over the targets that are not -100, a scalar in nats.
 
     Args:
         inputs: ids, (1, time).
         targets: the id that follows each input, or -100, (1, time).
         lengths: of the examples that stand one behind another in both.
     """
-    # The context, more than a third of the tokens, needs neither logits nor most of the last block.
-    is_response = (targets[0] != IGNORE_INDEX).nonzero()[:, 0]
-    hidden, wanted = model(inputs, lengths=lengths, wanted=is_response), targets[0, is_response]
+    # More than a third of the tokens are context: they need neither logits nor most of the last block.
+    response_positions = (targets[0] != IGNORE_INDEX).nonzero()[:, 0]
+    hidden = model(inputs, lengths=lengths, wanted=response_positions)  # (response tokens, hidden_size)
+    targets = targets[0, response_positions]
 
-    def of(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return summed_cross_entropy(model.lm_head(hidden).float(), wanted)
+    def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(model.lm_head(hidden).float(), targets)
 
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    rows = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
     if len(hidden) <= rows:
-        return of(hidden, wanted)
-    # With a large vocabulary the logits would be larger than the model: they are computed in chunks, and for the
-    # gradient once more, so that those of one chunk alone are in memory.
-    chunks = zip(hidden.split(rows), wanted.split(rows))
-    return torch.stack([checkpoint(of, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+        return chunk_loss(hidden, targets)
+    # With a large vocabulary the logits would be larger than the model. So they are computed in chunks, and once more
+    # for the gradient: only one chunk is in memory at a time.
+    chunks = zip(hidden.split(rows), targets.split(rows))
+    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def training_step(
+    loss_module: nn.Module, optimizer: torch.optim.Optimizer, examples: Sequence[Example], accumulation_steps: int
+) -> Step:
+    """Update the weights once, by the gradient of the mean loss over all response tokens of the examples.
+
+    Each rank computes its shard of the examples, in one micro-batch or several.
+
+    Args:
+        loss_module: `masked_loss` as a module, from `distributed.data_parallel`.
+        accumulation_steps: most micro-batches of a rank.
+
+    Raises:
+        FloatingPointError: the loss or the norm of the gradient, its two arguments, is not finite; the weights are
+            as before.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # Divided by the tokens of the whole step, not of each micro-batch: else short responses would weigh more.
+    tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
+    loss = 0.0
+    batches = micro_batches(examples, accumulation_steps)
+    for number, batch in enumerate(batches, start=1):
+        distributed.set_requires_gradient_sync(loss_module, number == len(batches))
+        batch_loss = loss_module(*collate(batch, parameters[0].device)) / tokens
+        (batch_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
+        loss += batch_loss.item()
+    (loss,) = distributed.all_reduce_sum(loss)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradient_norm = distributed.full_tensor(nn.utils.get_total_norm(gradients)).item()
+    if not math.isfinite(loss + gradient_norm):
+        raise FloatingPointError(loss, gradient_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return Step(loss, gradient_norm, tokens)
+
+
+def micro_batches(examples: Sequence[Example], most: int) -> list[list[Example]]:
+    """Split the examples of a step into this rank's micro-batches, at most so many, and equally many on all ranks.
+
+    Ranks exchange gradients, so all must compute equally often. Where examples are too few, a micro-batch is empty.
+    """
+    per_rank = math.ceil(len(examples) / distributed.world_size())
+    count = min(most, per_rank)
+    return [list(distributed.shard(examples)[first::count]) for first in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------- the loop
 
 
 def train(
     model: Transformer,
     examples: Sequence[Example],
     config: SFTConfig,
-    after_epoch: Callable[[int, float], None],
+    validate: Validate,
     state: TrainingState | None = None,
-    after_step: Callable[[int, Step], None] | None = None,
-) -> list[Step]:
-    """Fine-tunes the model in place: all of its parameters that require gradients.
+    on_step: Callable[[int, Step], None] | None = None,
+) -> History:
+    """Fine-tune the model in place: all of its parameters that require gradients.
 
-    Of several processes, each computes its share of every step. A sharded model stays so; see `distributed.unsharded`.
+    A sharded model stays sharded; see `distributed.unsharded`.
 
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.
-        after_epoch: called with the epoch's number, from 1, and its mean training loss per response token.
+        validate: called before the first epoch and after each, with the epoch's number, from 0, and its mean training
+            loss per response token; returns an entry of `by_epoch`.
         state: where the training is kept, and goes on from if it holds one that was interrupted.
-        after_step: called with the step's number, from 1, and what it saw.
-
-    Returns:
-        What every optimizer step saw.
+        on_step: called with the step's number, from 1, and what it saw.
 
     Raises:
         UserError: a loss or a gradient is not finite; model and state are those before that step.
     """
-    device = model.embed_tokens.weight.device
-    objective = distributed.data_parallel(model, masked_loss, config.shard, getattr(torch, config.dtype))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameters, config)
-    history: list[tuple[float, float, int]] = []  # the values of each `Step`
     state = state or TrainingState()
-    state.attach(model=model, optimizer=optimizer, history=history)
-    steps_per_epoch = -(-len(examples) // config.batch_size)
-    total = config.epochs * steps_per_epoch
-    if history:
-        log(f"resuming after step {len(history):,} of {total:,}")
-    bar = tqdm(total=total, initial=len(history), desc="fine-tuning", unit="step", disable=None)
+    trained: Any = torch.compile(model) if config.compile else model
+    loss_module = distributed.data_parallel(trained, masked_loss, config.shard, getattr(torch, config.dtype))
+    optimizer = make_optimizer(model, config)
+    history = History.from_values(state.restore(model, optimizer))
+    total = config.epochs * math.ceil(len(examples) / config.batch_size)
+    if history.steps:
+        log(f"resuming after step {len(history.steps):,} of {total:,}")
+    bar = tqdm(total=total, initial=len(history.steps), desc="fine-tuning", unit="step", disable=None)
     with bar, state.signals_wait():
-        while len(history) < total:
-            model.train()  # whatever was done with the model after the last epoch
-            epoch, done = divmod(len(history), steps_per_epoch)
-            for places in shuffled_steps(len(examples), config.batch_size, epoch + 1, config.seed)[done:]:
-                step = [examples[place] for place in places]
-                # Divided by the tokens of the whole step, not of each micro-batch: else short replies would weigh more.
-                step_tokens = sum(label != IGNORE_INDEX for example in step for label in example.labels[1:])
-                step_loss = 0.0
-                parts = min(config.gradient_accumulation_steps, -(-len(step) // distributed.world_size()))
-                for part in range(parts):
-                    own = distributed.shard(step)[part::parts]
-                    # All processes compute equally often, since they exchange: one that has no pair counts it as 0.
-                    inputs, targets, lengths = collate(own or step[:1])
-                    distributed.set_requires_gradient_sync(objective, part == parts - 1)
-                    loss = objective(inputs.to(device), targets.to(device), lengths) / step_tokens * bool(own)
-                    (
-                        loss * distributed.world_size()
-                    ).backward()  # of what the processes compute, the engines take the mean
-                    step_loss += loss.item()
-                (step_loss,) = distributed.all_reduce_sum(step_loss)
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                gradient_norm = distributed.full_tensor(nn.utils.get_total_norm(gradients)).item()
-                if not math.isfinite(step_loss + gradient_norm):
-                    state.save()
-                    pairs = ", ".join(str(place + 1) for place in places)
-                    fault = f"the loss of step {len(history) + 1} is {step_loss}, its gradient {gradient_norm}"
-                    raise UserError(f"{fault} (training pairs {pairs}); look at them, or lower --learning-rate")
-                optimizer.step()
-                optimizer.zero_grad()
-                history.append((step_loss, gradient_norm, step_tokens))
-                if after_step:
-                    after_step(len(history), Step(*history[-1]))
-                bar.set_postfix(epoch=epoch + 1, loss=f"{step_loss:.3f}")
-                bar.update()
-                if len(history) % steps_per_epoch:  # an epoch's last step is saved with its validation
-                    state.step_done()
-            of_epoch = history[-steps_per_epoch:]
-            summed = sum(loss * tokens for loss, _, tokens in of_epoch)
+        if not history.by_epoch:
             with distributed.unsharded(model):
-                after_epoch(epoch + 1, summed / sum(tokens for _, _, tokens in of_epoch))
-            state.save()
-    return [Step(*values) for values in history]
+                history.by_epoch.append(validate(0, None))
+        for epoch in range(len(history.by_epoch), config.epochs + 1):
+            model.train()  # validation leaves it in evaluation mode
+            batches = shuffled_batches(len(examples), config.batch_size, epoch, config.seed)
+            steps_before = (epoch - 1) * len(batches)
+            for batch in batches[len(history.steps) - steps_before :]:  # of a resumed epoch, those that are left
+                try:
+                    step = training_step(
+                        loss_module, optimizer, [examples[i] for i in batch], config.gradient_accumulation_steps
+                    )
+                except FloatingPointError as error:
+                    state.save(model, optimizer, history.values())
+                    raise not_finite(len(history.steps) + 1, batch, *error.args) from error
+                history.steps.append(step)
+                if on_step:
+                    on_step(len(history.steps), step)
+                bar.set_postfix(epoch=epoch, loss=f"{step.loss:.3f}")
+                bar.update()
+                if state.is_due() and batch is not batches[-1]:  # the last is saved with its validation
+                    state.save(model, optimizer, history.values())
+            with distributed.unsharded(model):
+                history.by_epoch.append(validate(epoch, mean_loss_of(history.steps[steps_before:])))
+            state.save(model, optimizer, history.values())
+    return history
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: SFTConfig) -> torch.optim.Optimizer:
-    """Adam with a constant learning rate, for the number format that the weights are kept in."""
+def not_finite(number: int, batch: list[int], loss: float, gradient_norm: float) -> UserError:
+    """Return the error to raise where a step, by its number from 1, cannot be computed."""
+    pairs = ", ".join(str(index + 1) for index in batch)
+    return UserError(
+        f"the loss of step {number} is {loss}, its gradient {gradient_norm} (training pairs {pairs})",
+        "look at them, or lower --learning-rate",
+    )
+
+
+def shuffled_batches(count: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
+    """Return the indices of the examples in each optimizer step of an epoch: every one once, by seed and epoch."""
+    order = list(range(count))
+    Random(f"{seed}/{epoch}").shuffle(order)
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def make_optimizer(model: nn.Module, config: SFTConfig) -> torch.optim.Optimizer:
+    """Return Adam (Kingma and Ba 2015) with a constant learning rate, for the number format of the weights."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if parameters[0].dtype == torch.bfloat16:
         return BFloat16Adam(parameters, config.learning_rate, getattr(torch, config.moments_dtype))
     return torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
 
 
+# ---------------------------------------------------------------------------------------------------- mean losses
+
+
+def mean_loss_of(steps: Sequence[Step]) -> float:
+    """Return the loss per response token over several steps."""
+    return sum(step.loss * step.tokens for step in steps) / sum(step.tokens for step in steps)
+
+
 @torch.inference_mode()
 def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int = 50) -> float:
-    """Cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
+    """Return the cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
     device = model.embed_tokens.weight.device
-    summed = tokens = 0.0
+    loss = tokens = 0.0
     own = distributed.shard(examples)
     for start in range(0, len(own), batch_size):
-        inputs, targets, lengths = collate(own[start : start + batch_size])
-        summed += masked_loss(model, inputs.to(device), targets.to(device), lengths).item()
+        inputs, targets, lengths = collate(own[start : start + batch_size], device)
+        loss += masked_loss(model, inputs, targets, lengths).item()
         tokens += int((targets != IGNORE_INDEX).sum())
-    summed, tokens = distributed.all_reduce_sum(summed, tokens)
-    return summed / tokens
+    loss, tokens = distributed.all_reduce_sum(loss, tokens)
+    return loss / tokens

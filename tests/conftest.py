@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -16,8 +17,10 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; commands started by tests inherit it
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyte
 import pytest
@@ -29,17 +32,41 @@ from part3_pretrain.corpus import draw_conversation
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime.cli import exit_status
 from part3_pretrain.tokenizer import train_tokenizer
-from part4_sft.dataset import Pair, make_datasets
+from part4_sft.dataset import Pair, make_datasets, save_pairs
 from part4_sft.encoding import PairEncoder
 
-Command = Callable[..., tuple[int | str | None, str, str]]
+Outcome = tuple[int | str | None, str, str]  # exit status, stdout, stderr
+Command = Callable[..., Outcome]
+ROOT = Path(__file__).parents[1]
+
+
+def in_folder(folder: Path) -> list[str]:
+    """Options that make a command write below this folder."""
+    return ["--out-dir", str(folder / "outputs"), "--checkpoint-dir", str(folder / "checkpoints")]
+
+
+def assert_refused(outcome: Outcome, complaint: str) -> None:
+    """A user's mistake ends with status 2 and one line that says what is wrong and what to do."""
+    status, _, stderr = outcome
+    assert status == 2
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and complaint in stderr, stderr
+
+
+def weights(model: Transformer) -> torch.Tensor:
+    """All weights in one row."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def not_of_retail(pairs: list[Pair]) -> list[Pair]:
+    """The same responses to other contexts, for which the retail world's test sets are not made."""
+    return [Pair(f"What is {number} and {number}?", pair.response) for number, pair in enumerate(pairs)]
 
 
 @pytest.fixture
 def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Calls the `main` of a command with arguments; returns its exit status and what went to stdout and stderr."""
 
-    def call(main: Callable[[], None], *arguments: object) -> tuple[int | str | None, str, str]:
+    def call(main: Callable[[], None], *arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
         try:
             status: int | str | None = exit_status(main)
@@ -164,3 +191,39 @@ def tiny_checkpoint(tiny_model: Transformer, tokenizer: Tokenizer, tmp_path_fact
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
     save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"seed": 0}))
     return path
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of `python -m part4_sft.sft`: what was given to it, where it wrote, and what it printed."""
+
+    options: list[str]
+    out: Path
+    checkpoint: Path
+    printed: str
+
+    def read(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    made: dict[str, list[Pair]], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    """One run in a process of its own: 16 of 24 pairs are of high quality."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--model", str(tiny_checkpoint), "--epochs", "2", "--max-new-tokens", "12", "--learning-rate", "0.001"]
+    options += ["--samples-per-context", "2"]
+    for option, pairs in {
+        "--data": made["sft_dataset"][500:504] + made["sft_dataset"][:16] + made["sft_dataset"][504:508],
+        "--validation-data": made["sft_validation"][:6],
+        "--test-data": made["sft_test"][:10],
+    }.items():
+        save_pairs(folder / f"{option}.json", pairs)
+        options += [option, str(folder / f"{option}.json")]
+    before = tiny_checkpoint.read_bytes()
+    command = [sys.executable, "-m", "part4_sft.sft", *options, *in_folder(folder)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert tiny_checkpoint.read_bytes() == before
+    return FinishedRun(options, folder / "outputs", folder / "checkpoints" / "sft_model.pt", finished.stdout)

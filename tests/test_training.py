@@ -1,39 +1,62 @@
+"""One training step against its formula, and the loop around it."""
+
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft import training
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import Example, Examples, PairEncoder, collate, shuffled_steps
+from part4_sft.encoding import Example, PairEncoder
 from part4_sft.generation import Sampling, generate
-from part4_sft.stages import chosen, fine_tune, tokenised
-from part4_sft.training import masked_loss, mean_loss, train
+from part4_sft.preparation import encode_data
+from part4_sft.training import (
+    History,
+    Step,
+    collate,
+    make_optimizer,
+    masked_loss,
+    mean_loss,
+    mean_loss_of,
+    shuffled_batches,
+    train,
+    training_step,
+)
+from tests.conftest import weights
 
 FAST = SFTConfig(learning_rate=1e-3, epochs=3)
 
 
 @pytest.fixture(scope="module")
-def examples(made: dict[str, list[Pair]], encoder: PairEncoder) -> Examples:
+def examples(made: dict[str, list[Pair]], encoder: PairEncoder) -> list[Example]:
     """Eleven pairs: a full step of 8 and one of 3."""
-    return encoder.examples(made["sft_dataset"][495:506])
+    return encoder.encode_all(made["sft_dataset"][495:506])
 
 
-def trained(model: Transformer, examples: Sequence[Example], config: SFTConfig) -> tuple[Transformer, list[float]]:
-    """A fine-tuned copy, and the loss of every step."""
+def validate(epoch: int, train_loss: float | None) -> dict[str, Any]:
+    return {"epoch": epoch, "train_loss": train_loss}
+
+
+def trained(model: Transformer, examples: Sequence[Example], config: SFTConfig) -> tuple[Transformer, History]:
+    """A fine-tuned copy, and what its training saw."""
     model = copy.deepcopy(model)
-    steps = train(model, examples, config, after_epoch=lambda epoch, loss: None)
-    return model, [step.loss for step in steps]
+    return model, train(model, examples, config, validate)
 
 
-def weights(model: Transformer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+def losses(history: History) -> list[float]:
+    return [step.loss for step in history.steps]
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
@@ -46,113 +69,160 @@ def naive_losses(model: Transformer, example: Example) -> list[float]:
     return [-log_probabilities[place - 1, example.ids[place]].item() for place in places]
 
 
-def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transformer, examples: Examples) -> None:
-    losses = [loss for example in examples for loss in naive_losses(tiny_model, example)]
-    batch = masked_loss(tiny_model, *collate(examples)).item()
-    assert batch / len(losses) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-    assert mean_loss(tiny_model, examples, batch_size=4) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
+    naive = [loss for example in examples for loss in naive_losses(tiny_model, example)]
+    assert masked_loss(tiny_model, *collate(examples)).item() == pytest.approx(sum(naive), rel=1e-6)
+    assert mean_loss(tiny_model, examples, batch_size=4) == pytest.approx(sum(naive) / len(naive), abs=1e-5)
 
 
-def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transformer, examples: Examples) -> None:
+def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transformer, examples: list[Example]) -> None:
     """The loss of a batch and its gradient are the sums of those of its examples, each computed alone."""
     together, apart = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
     loss = masked_loss(together, *collate(examples))
     loss.backward()
-    losses = [masked_loss(apart, *collate([example])) for example in examples]
-    torch.stack(losses).sum().backward()
-    assert loss.item() == pytest.approx(sum(one.item() for one in losses), rel=1e-6)
+    alone = torch.stack([masked_loss(apart, *collate([example])) for example in examples])
+    alone.sum().backward()
+    assert loss.item() == pytest.approx(alone.sum().item(), rel=1e-6)
     for ours, theirs in zip(together.parameters(), apart.parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-5)
 
 
 def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient(
-    tiny_model: Transformer, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Transformer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for at_once in (training.LOGITS_AT_ONCE, 50 * tiny_model.config.vocab_size, 1):
-        monkeypatch.setattr(training, "LOGITS_AT_ONCE", at_once)
+    chunks = []
+    checkpoint = training.checkpoint
+    monkeypatch.setattr(training, "checkpoint", lambda *args, **kwargs: chunks.append(0) or checkpoint(*args, **kwargs))
+    for rows in (10**6, 50):
+        monkeypatch.setattr(training, "LOGITS_PER_CHUNK", rows * tiny_model.config.vocab_size)
         model = copy.deepcopy(tiny_model)
-        loss = masked_loss(model, *collate(examples[: 2 if at_once == 1 else 11]))
+        loss = masked_loss(model, *collate(examples))
         loss.backward()
         found.append(torch.cat([loss.detach()[None], *(p.grad.flatten() for p in model.parameters())]))
-        assert mean_loss(model, examples) == pytest.approx(mean_loss(tiny_model, examples), abs=1e-6)
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-5)
-    assert found[2][0] < found[0][0]
+    response_tokens = sum(label != -100 for example in examples for label in example.labels)
+    assert len(chunks) == -(-response_tokens // 50)  # none where all logits fit into one
 
 
-def test_the_context_has_no_gradient_but_through_attention(tiny_model: Transformer, examples: Examples) -> None:
-    """Nothing is asked of the last block at the context's places: that much work is saved."""
+def test_of_no_examples_the_loss_is_0_and_the_gradient_too(tiny_model: Transformer) -> None:
+    """So a rank without an example still takes part in the exchange."""
     model = copy.deepcopy(tiny_model)
-    seen: list[torch.Tensor] = []
-    model.norm.register_full_backward_hook(lambda module, inputs, outputs: seen.extend(outputs))
-    masked_loss(model, *collate(examples[:1])).backward()
-    (gradient,) = seen
-    assert len(gradient) == sum(label != -100 for label in examples[0].labels)
-    assert (gradient.abs().sum(-1) > 0).all()
+    loss = masked_loss(model, *collate([]))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------- one step
+
+
+def one_step(model: Transformer, examples: list[Example], accumulation_steps: int) -> tuple[Transformer, Step]:
+    model = copy.deepcopy(model)
+    loss_module = distributed.data_parallel(model, masked_loss, False, torch.float32)
+    return model, training_step(loss_module, make_optimizer(model, FAST), examples, accumulation_steps)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 3, 8, 100])
+def test_a_step_is_adam_on_the_mean_loss_of_its_response_tokens(
+    tiny_model: Transformer, examples: list[Example], accumulation_steps: int
+) -> None:
+    """Written out by hand, in torch's own words; the number of micro-batches does not matter."""
+    by_hand = copy.deepcopy(tiny_model)
+    inputs, targets, lengths = collate(examples)
+    hidden = [by_hand(part) for part in inputs.split(lengths, dim=1)]
+    loss = nn.CrossEntropyLoss(ignore_index=-100)(by_hand.lm_head(torch.cat(hidden, dim=1))[0], targets[0])
+    loss.backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in by_hand.parameters()]).norm()
+    torch.optim.Adam(by_hand.parameters(), lr=FAST.learning_rate).step()
+
+    model, step = one_step(tiny_model, examples, accumulation_steps)
+    assert step.tokens == (targets != -100).sum()
+    assert step.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert step.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
+    moved = weights(by_hand) - weights(tiny_model)
+    clear = moved.abs() > 0.9e-3  # where a gradient is almost 0, Adam's first step is a matter of rounding
+    torch.testing.assert_close((weights(model) - weights(tiny_model))[clear], moved[clear], atol=1e-5, rtol=0)
+    assert clear.float().mean() > 0.5
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny_model: Transformer, examples: list[Example]) -> None:
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        model.norm.weight[0] = torch.inf
+    before = weights(model)
+    loss_module = distributed.data_parallel(model, masked_loss, False, torch.float32)
+    with pytest.raises(FloatingPointError) as raised:
+        training_step(loss_module, make_optimizer(model, FAST), examples, 1)
+    assert len(raised.value.args) == 2 and torch.equal(weights(model), before)
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
 
 
-def test_accumulation_does_not_change_the_trajectory(tiny_model: Transformer, examples: Examples) -> None:
-    whole, losses = trained(tiny_model, examples, FAST)
-    assert len(losses) == 6
-    for parts in (4, 8):
-        accumulated, its_losses = trained(tiny_model, examples, replace(FAST, gradient_accumulation_steps=parts))
-        assert its_losses == pytest.approx(losses, abs=1e-5)
-        assert torch.allclose(weights(accumulated), weights(whole), atol=1e-5)
-    assert not torch.allclose(weights(whole), weights(tiny_model), atol=1e-4)
+def test_the_loop_takes_every_batch_and_validates_before_and_after_each_epoch(
+    tiny_model: Transformer, examples: list[Example]
+) -> None:
+    model, seen = copy.deepcopy(tiny_model), []
+    history = train(model, examples, FAST, validate, on_step=lambda number, step: seen.append((number, step)))
+    assert seen == list(enumerate(history.steps, start=1)) and len(seen) == 6
+    tokens = [sum(label != -100 for label in example.labels) for example in examples]
+    for epoch in (1, 2, 3):
+        batches = shuffled_batches(11, 8, epoch, FAST.seed)
+        of_epoch = history.steps[2 * epoch - 2 : 2 * epoch]
+        assert [step.tokens for step in of_epoch] == [sum(tokens[i] for i in batch) for batch in batches]
+        assert history.by_epoch[epoch] == {"epoch": epoch, "train_loss": mean_loss_of(of_epoch)}
+    assert history.by_epoch[0] == {"epoch": 0, "train_loss": None} and len(history.by_epoch) == 4
+    assert history.by_epoch[3]["train_loss"] < history.by_epoch[1]["train_loss"] - 0.1
 
 
-def test_gradient_checkpointing_does_not_change_the_trajectory(tiny_model: Transformer, examples: Examples) -> None:
-    model, losses = trained(tiny_model, examples, FAST)
+def test_the_loss_of_an_epoch_is_that_of_its_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
+    """The last, smaller step counts less: with a learning rate of almost nothing, an epoch measures the model."""
+    _, history = trained(tiny_model, examples, replace(FAST, learning_rate=1e-12, epochs=1))
+    assert history.by_epoch[1]["train_loss"] == pytest.approx(mean_loss(tiny_model, examples), abs=1e-5)
+
+
+def test_an_epoch_holds_every_example_once_in_an_order_of_its_own() -> None:
+    batches = shuffled_batches(11, 4, epoch=1, seed=0)
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert sorted(index for batch in batches for index in batch) == list(range(11))
+    assert batches == shuffled_batches(11, 4, 1, 0)
+    assert len({str(shuffled_batches(11, 4, epoch, seed)) for epoch in (1, 2) for seed in (0, 1)}) == 4
+
+
+def test_the_same_seed_trains_the_same_bits_and_another_seed_others(
+    tiny_model: Transformer, examples: list[Example]
+) -> None:
+    first, history = trained(tiny_model, examples, FAST)
+    again, same_history = trained(tiny_model, examples, FAST)
+    other, _ = trained(tiny_model, examples, replace(FAST, seed=1))
+    assert history == same_history and torch.equal(weights(first), weights(again))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_settings_that_save_memory_do_not_change_the_trajectory(
+    tiny_model: Transformer, examples: list[Example]
+) -> None:
+    _, history = trained(tiny_model, examples, FAST)
     frugal = copy.deepcopy(tiny_model)
     frugal.gradient_checkpointing = True
-    frugal, its_losses = trained(frugal, examples, FAST)
-    assert its_losses == pytest.approx(losses, abs=1e-6)
-    assert torch.allclose(weights(frugal), weights(model), atol=1e-6)
-
-
-def test_the_gradient_norm_of_a_step_is_that_of_its_mean_loss(tiny_model: Transformer, examples: Examples) -> None:
-    config = replace(FAST, epochs=1, gradient_accumulation_steps=4)
-    (first, _) = train(copy.deepcopy(tiny_model), examples, config, after_epoch=lambda epoch, loss: None)
-    model = copy.deepcopy(tiny_model)
-    step = [examples[place] for place in shuffled_steps(len(examples), 8, 1, config.seed)[0]]
-    inputs, targets, lengths = collate(step)
-    (masked_loss(model, inputs, targets, lengths) / (targets != -100).sum()).backward()
-    assert first.gradient_norm == pytest.approx(
-        torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item(), rel=1e-5
-    )
+    for model, accumulation_steps in ((tiny_model, 4), (frugal, 1)):
+        _, other = trained(model, examples, replace(FAST, gradient_accumulation_steps=accumulation_steps))
+        assert losses(other) == pytest.approx(losses(history), abs=1e-5)
 
 
 @pytest.mark.parametrize("moments_dtype", ["float32", "bfloat16"])
 def test_weights_in_bfloat16_learn_and_stay_in_bfloat16(
-    tiny_model: Transformer, examples: Examples, moments_dtype: str
+    tiny_model: Transformer, examples: list[Example], moments_dtype: str
 ) -> None:
     torch.manual_seed(0)
     config = replace(FAST, learning_rate=1e-2, epochs=8, moments_dtype=moments_dtype)
     _, exact = trained(tiny_model, examples, config)
-    model, losses = trained(copy.deepcopy(tiny_model).bfloat16(), examples, config)
+    model, history = trained(copy.deepcopy(tiny_model).bfloat16(), examples, config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert losses[-1] < exact[0] - 1 and losses[-1] == pytest.approx(exact[-1], abs=0.1)
-
-
-def test_the_loss_of_a_step_is_that_of_its_tokens(tiny_model: Transformer, examples: Examples) -> None:
-    """Also of the last, smaller step: with a learning rate of almost nothing, an epoch measures the untrained model."""
-    means: list[float] = []
-    config = replace(FAST, learning_rate=1e-12, epochs=1)
-    train(copy.deepcopy(tiny_model), examples, config, after_epoch=lambda epoch, loss: means.append(loss))
-    assert means == pytest.approx([mean_loss(tiny_model, examples)], abs=1e-5)
-
-
-def test_the_same_seed_trains_the_same_bits_and_another_seed_others(
-    tiny_model: Transformer, examples: Examples
-) -> None:
-    first, losses = trained(tiny_model, examples, FAST)
-    again, same_losses = trained(tiny_model, examples, FAST)
-    other, _ = trained(tiny_model, examples, replace(FAST, seed=1))
-    assert losses == same_losses and torch.equal(weights(first), weights(again))
-    assert not torch.equal(weights(first), weights(other))
+    assert losses(history)[-1] < losses(exact)[0] - 1
+    assert losses(history)[-1] == pytest.approx(losses(exact)[-1], abs=0.1)
 
 
 def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transformer, encoder: PairEncoder) -> None:
@@ -162,18 +232,11 @@ def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transf
         Pair("I want a refund.", "Done."),
         Pair("The jam is gone.", "Thank you for your message."),
     ]
-    examples = [encoder.example(pair) for pair in pairs]
-    model, _ = trained(tiny_model, examples, SFTConfig(learning_rate=1e-2, epochs=60))
-    replies = generate(
-        model,
-        [encoder.prompt(pair.context, 400) for pair in pairs],
-        Sampling(temperature=0, max_new_tokens=40),
-    )
-    assert encoder.texts([reply.ids for reply in replies]) == [pair.response for pair in pairs]
+    model, _ = trained(tiny_model, encoder.encode_all(pairs), SFTConfig(learning_rate=1e-2, epochs=60))
+    prompts = [encoder.encode_prompt(pair.context, 400) for pair in pairs]
+    replies = generate(model, prompts, Sampling(temperature=0, max_new_tokens=40))
+    assert encoder.decode([reply.ids for reply in replies]) == [pair.response for pair in pairs]
     assert all(reply.stopped for reply in replies)
-
-
-# ---------------------------------------------------------------------------------------------------- which pairs
 
 
 def test_only_high_quality_pairs_change_the_weights(
@@ -183,18 +246,55 @@ def test_only_high_quality_pairs_change_the_weights(
     other_low = [replace(pair, response="Something else altogether.") for pair in low[:7]]
 
     def fine_tuned(pairs: list[Pair], train_on: str) -> torch.Tensor:
-        model = copy.deepcopy(tiny_model)
-        config = SFTConfig(epochs=1, learning_rate=1e-3, max_new_tokens=2, train_on=train_on)
+        config = replace(FAST, epochs=1, train_on=train_on)
         data = {"sft_dataset": pairs, "sft_validation": high[:1], "sft_test": high[:1]}
-        training, validation = tokenised(config, data, encoder)
-        fine_tune(model, encoder, training.examples, validation, data, config, timing={})
-        return weights(model)
+        return weights(trained(tiny_model, encode_data(config, data, encoder).training, config)[0])
 
     assert torch.equal(fine_tuned(high + low, "high"), fine_tuned(other_low + high, "high"))
     assert not torch.equal(fine_tuned(high + low, "all"), fine_tuned(high + other_low, "all"))
 
 
-def test_train_on_chooses_the_pairs() -> None:
-    pairs = [Pair("a", "b", 0), Pair("c", "d", 1), Pair("e", "f", 0)]
-    assert chosen(pairs, SFTConfig()) == pairs[1:2]
-    assert chosen(pairs, SFTConfig(train_on="all")) == pairs
+# ---------------------------------------------------------------------------------------------------- interrupted
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 6])
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    stop_at: int, tiny_model: Transformer, examples: list[Example], tmp_path: Path
+) -> None:
+    """In the middle of an epoch, and after its last step, before it is validated: that epoch's steps are done again."""
+    straight, history = trained(tiny_model, examples, FAST)
+
+    def stop(number: int, step: Step) -> None:
+        if number == stop_at:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt), TrainingState(path, save_every=1) as state:
+        train(copy.deepcopy(tiny_model), examples, FAST, validate, state, stop)
+    assert path.exists() == (stop_at > 1)
+    resumed, numbers = copy.deepcopy(tiny_model), []
+    with TrainingState(path, save_every=1, resume=True) as state:
+        again = train(resumed, examples, FAST, validate, state, lambda number, step: numbers.append(number))
+    assert again == history and torch.equal(weights(resumed), weights(straight))
+    assert numbers == list(range(stop_at, 7)) and not path.exists()
+
+
+def test_a_loss_that_is_not_finite_is_told_with_step_and_pairs_and_the_state_before_it_is_kept(
+    tiny_model: Transformer, examples: list[Example], tmp_path: Path
+) -> None:
+    model = copy.deepcopy(tiny_model)
+
+    def spoil(number: int, step: Step) -> None:
+        if number == 3:
+            with torch.no_grad():
+                model.norm.weight[0] = torch.inf
+
+    path = tmp_path / "state.pt"
+    fourth = ", ".join(str(index + 1) for index in shuffled_batches(11, 8, 2, FAST.seed)[1])
+    complaint = rf"the loss of step 4 is nan, .*\(training pairs {fourth}\); .*--learning-rate"
+    with pytest.raises(UserError, match=complaint), TrainingState(path, save_every=100) as state:
+        train(model, examples, FAST, validate, state, spoil)
+    resumed = copy.deepcopy(tiny_model)
+    with TrainingState(path, resume=True) as state:
+        values = state.restore(resumed, make_optimizer(resumed, FAST))
+    assert len(values["steps"]) == 3 and len(values["by_epoch"]) == 2

@@ -18,7 +18,8 @@ from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft import sft
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
-from part4_sft.encoding import PairEncoder, shuffled_steps
+from part4_sft.encoding import PairEncoder
+from part4_sft.training import shuffled_batches
 
 Command = Callable[..., tuple[int | str | None, str, str]]
 Trajectory = list[tuple[float, float]]
@@ -97,13 +98,13 @@ def test_examples_one_behind_another_are_examples_in_padded_rows(
     tmp_path: Path,
 ) -> None:
     """The rows, padded on the right, go through transformers' own model and torch's own loop."""
-    write_folder(tmp_path / "model", tiny_model, encoder.tokenizer, {}, "")
+    write_folder(tmp_path / "model", Checkpoint(tiny_model, encoder.tokenizer, {}))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    examples = encoder.examples(not_of_retail(made["sft_dataset"][:TRAINED]))
+    examples = encoder.encode_all(not_of_retail(made["sft_dataset"][:TRAINED]))
     theirs = []
     for epoch in (1, 2):
-        for places in shuffled_steps(TRAINED, SFTConfig.batch_size, epoch, SFTConfig.seed):
+        for places in shuffled_batches(TRAINED, SFTConfig.batch_size, epoch, SFTConfig.seed):
             step = [examples[place] for place in places]
             longest = max(len(example.ids) for example in step)
             ids = torch.tensor([example.ids + [0] * (longest - len(example.ids)) for example in step])

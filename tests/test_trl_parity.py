@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
-from part4_sft.encoding import Example, shuffled_steps
-from part4_sft.training import train
+from part4_sft.encoding import Example
+from part4_sft.training import shuffled_batches, train
 
 STEPS, VOCABULARY = 50, 2048
 CONFIG = SFTConfig(epochs=1, batch_size=8, learning_rate=5e-5)
@@ -53,7 +53,7 @@ def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokeni
 
     model, examples = random_model(), random_examples()
     config = replace(CONFIG, gradient_accumulation_steps=parts)
-    places = shuffled_steps(len(examples), config.batch_size, 1, config.seed)
+    places = shuffled_batches(len(examples), config.batch_size, 1, config.seed)
     in_our_order = [examples[place] for step in places for place in step]
 
     measured, norms, _ = trl_side.fine_tune(
@@ -65,8 +65,8 @@ def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokeni
         **trl_side.SAME,
     )
     theirs = list(zip(measured.outcome, norms))
-    steps = train(model, examples, config, after_epoch=lambda epoch, loss: None)
-    ours = [(step.loss, step.gradient_norm) for step in steps]
+    history = train(model, examples, config, validate=lambda epoch, loss: {})
+    ours = [(step.loss, step.gradient_norm) for step in history.steps]
 
     assert len(ours) == STEPS
     assert ours[-1][0] < ours[0][0] - 0.5  # if nothing were learnt, any optimizer would pass

@@ -1,0 +1,340 @@
+"""Two models side by side: who writes the replies to a test set, what they score, and how sure the difference is.
+
+The fine-tuned model stands beside the one it was made from, beside a second ideal agent (the ceiling of BLEU) and
+beside look-ups in the training pairs (the floor).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from part3_pretrain.model import Transformer
+from part3_pretrain.retail import rubric, world
+from part3_pretrain.retail.world import Scenario
+from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.log import log
+from part4_sft.baselines import most_common_replies, nearest_replies
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import Pair, trainable
+from part4_sft.encoding import Example, PairEncoder
+from part4_sft.generation import Sampling, generate, longest_prompt
+from part4_sft.metrics import HEADLINE_MEASURES, Replies, Scores, bleu, recognise_all, rouge_l, score
+from part4_sft.training import mean_loss
+
+Entry = dict[str, Any]  # one context and the replies to it, as in `replies.json`
+UNSEEN_SETS = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
+LARGEST_USEFUL_LOSS = 100.0  # nats a token; guessing among all tokens costs 13 at most
+
+
+# ---------------------------------------------------------------------------------------------------- one model
+
+
+def generate_replies(
+    model: Transformer,
+    encoder: PairEncoder,
+    pairs: list[Pair],
+    sampling: Sampling,
+    seed: int | str,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Replies:
+    """Let a model reply to the contexts of the pairs; a context that is too long loses its beginning.
+
+    Each rank writes a shard of the replies, and then gets all. `progress` is that of `generate`.
+    """
+    model.eval()
+    room = longest_prompt(model, sampling)
+    prompts = [encoder.encode_prompt(pair.context, room) for pair in distributed.shard(pairs)]
+    generated = distributed.all_gather(generate(model, prompts, sampling, seed=seed, progress=progress))
+    return Replies(encoder.decode([reply.ids for reply in generated]), [reply.stopped for reply in generated])
+
+
+def validate(
+    model: Transformer,
+    encoder: PairEncoder,
+    pairs: list[Pair],
+    examples: Sequence[Example],
+    config: SFTConfig,
+    epoch: int,
+    train_loss: float | None,
+) -> dict[str, Any]:
+    """Score the model on validation pairs: its loss, and replies that it really generates.
+
+    Args:
+        examples: the pairs, tokenised.
+
+    Returns:
+        An entry of `by_epoch`.
+
+    Raises:
+        UserError: the loss is NaN, or worse than that of any guess.
+    """
+    loss = mean_loss(model, examples)
+    if not loss < LARGEST_USEFUL_LOSS:  # nor is NaN
+        cure = "choose a smaller --learning-rate" if epoch else "this model knows nothing; name another"
+        raise UserError(f"the loss is {loss} after epoch {epoch}", cure)
+    replies = generate_replies(model, encoder, pairs, Sampling.of(config), config.seed)
+    scores = score(replies, pairs, recognise_all(pairs))
+    headline = {name: scores[name] for name in HEADLINE_MEASURES if name in scores}
+    return {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss, **headline}
+
+
+# ---------------------------------------------------------------------------------------------------- two models
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What the authors scored on one test set, how much that varies from sample to sample, and what they wrote.
+
+    `entries` has one entry for each context. From it every score but the perplexity can be computed again.
+    """
+
+    scores: dict[str, Scores]
+    spread: dict[str, Scores]
+    entries: list[Entry]
+
+
+def evaluate_sft_vs_pretrained(
+    pretrained: Transformer,
+    sft: Transformer,
+    encoder: PairEncoder,
+    pairs: list[Pair],
+    sampling: Sampling,
+    seed: int = 0,
+    *,
+    samples: int = 1,
+    scenarios: list[Scenario] | None = None,
+    name: str = "test",
+) -> SideBySide:
+    """Let both models answer the same contexts, with the same random numbers, and score them alike.
+
+    Args:
+        pairs: test pairs with ideal responses; neither model has seen them.
+        samples: replies that each model writes to each context. Its scores are means over the samples; their spread
+            is the standard deviation from sample to sample.
+        scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
+        name: what the progress bars call the set.
+    """
+    scenarios = scenarios or recognise_all(pairs)
+    models = {"pretrained": pretrained, "sft": sft}
+    authors: dict[str, list[Replies]] = {}
+    for author, model in models.items():
+        total = samples * len(distributed.shard(pairs))
+        with tqdm(total=total, desc=f"{name}: {author}", unit="reply", disable=None) as bar:
+            authors[author] = [
+                generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", bar.update)
+                for sample in range(samples)
+            ]
+    if scenarios:
+        authors["ceiling"] = [second_ideal_replies(scenarios, seed)]
+
+    scores, spread = {}, {}
+    for author, replies in authors.items():
+        by_sample = [score(sample, pairs, scenarios) for sample in replies]
+        scores[author] = {measure: fmean(one[measure] for one in by_sample) for measure in by_sample[0]}
+        if len(by_sample) > 1:
+            spread[author] = {measure: stdev(one[measure] for one in by_sample) for measure in by_sample[0]}
+    examples = encoder.encode_all(pairs)
+    for author, model in models.items():
+        scores[author]["perplexity"] = math.exp(mean_loss(model, examples))
+    entries = [
+        _entry(pair, scenarios[index] if scenarios else None, index, authors) for index, pair in enumerate(pairs)
+    ]
+    return SideBySide(scores, spread, entries)
+
+
+def second_ideal_replies(scenarios: list[Scenario], seed: int) -> Replies:
+    """Write what another ideal agent replies to the same customers.
+
+    Two ideal agents share no words but those that matter, so their agreement is the ceiling for any model's BLEU.
+    """
+    rng = Random(f"second reference/{seed}")
+    return Replies([world.ideal_reply(scenario, rng) for scenario in scenarios], [True] * len(scenarios))
+
+
+def _entry(pair: Pair, scenario: Scenario | None, index: int, authors: dict[str, list[Replies]]) -> Entry:
+    """Return a context's entry of `replies.json`: each author's first sample, and all of them under "samples"."""
+    entry: Entry = {"context": pair.context, "reference": pair.response}
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for author, by_sample in authors.items():
+        samples[author] = []
+        for replies in by_sample:
+            sample: dict[str, Any] = {"text": replies.texts[index], "stops_by_itself": replies.stopped[index]}
+            if scenario:
+                rating = rubric.rate(scenario, sample["text"])
+                sample |= {"rating": rating.score, "faults": rating.faults}
+            samples[author].append(sample)
+        key = "second_reference" if author == "ceiling" else author
+        entry[key] = samples[author][0]["text"]
+        if scenario:
+            entry[f"{key}_rating"] = samples[author][0]["rating"]
+    if scenario:
+        entry["reference_rating"] = rubric.rate(scenario, pair.response).score
+        entry["categories"] = sorted({intent.category for intent in scenario.intents})
+    return entry | {"samples": samples}
+
+
+# ---------------------------------------------------------------------------------------------------- all of it
+
+
+def evaluate(
+    pretrained: Transformer, sft: Transformer, encoder: PairEncoder, data: dict[str, list[Pair]], config: SFTConfig
+) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
+    """Compare both models on every test set, and with the ceiling and the look-ups.
+
+    Returns:
+        The part of `evaluation.json` that is about replies, and the entries of every test set by its name.
+    """
+    pairs = data["sft_test"]
+    training = trainable(data["sft_dataset"], config.train_on) or data["sft_dataset"]  # of a stream, its beginning
+    scenarios = recognise_all(pairs)
+    entries: dict[str, list[Entry]] = {}
+
+    def compare(name: str, pairs: list[Pair], scenarios: list[Scenario] | None = None, samples: int = 1) -> SideBySide:
+        times = f", each {samples} times" if samples > 1 else ""
+        log(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
+        result = evaluate_sft_vs_pretrained(
+            pretrained,
+            sft,
+            encoder,
+            pairs,
+            Sampling.of(config),
+            config.seed,
+            samples=samples,
+            scenarios=scenarios,
+            name=name,
+        )
+        entries[name] = result.entries
+        return result
+
+    test = compare("test", pairs, scenarios, config.samples_per_context)
+    evaluation: dict[str, Any] = {
+        **test.scores,
+        "samples": {"per_context": config.samples_per_context, "spread": test.spread},
+        "comparison": compare_models(test.entries, config.seed),
+    }
+    for name, file in UNSEEN_SETS.items():
+        if file in data:
+            evaluation[name] = compare(name, data[file]).scores
+    if scenarios:
+        evaluation["robustness"] = {
+            name: compare(name, *perturbed).scores
+            for name, perturbed in perturbed_sets(pairs, scenarios, config.seed).items()
+        }
+        evaluation["worst_replies"] = worst_replies(test.entries)
+        evaluation["errors_by_category"] = errors_by_category(test.entries)
+    evaluation["baselines"] = {
+        "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
+        "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
+    }
+    return evaluation, entries
+
+
+# ---------------------------------------------------------------------------------------------------- how sure
+
+
+def paired_bootstrap(before: list[float], after: list[float], seed: int, resamples: int = 10_000) -> dict[str, Any]:
+    """Resample contexts to tell how sure it is that the second model is better (Koehn 2004).
+
+    Args:
+        before, after: one score for each test context, of the same contexts in the same order.
+
+    Returns:
+        `difference` of the means; `ci95`, its 95% interval when the contexts are drawn anew; and the two-sided
+        `p_value`, at least 1 / resamples.
+    """
+    gains = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
+    means = gains[drawn].mean(dim=1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    tail = min((means <= 0).double().mean().item(), (means >= 0).double().mean().item())
+    return {"difference": gains.mean().item(), "ci95": [low, high], "p_value": min(1.0, max(2 * tail, 1 / resamples))}
+
+
+def compare_models(entries: list[Entry], seed: int) -> dict[str, dict[str, Any]]:
+    """Bootstrap SFT against pretrained in BLEU, ROUGE-L and, where the rubric applies, the rating.
+
+    Args:
+        entries: those of `evaluate_sft_vs_pretrained`; of several samples of a context the mean counts.
+    """
+    measures: dict[str, Callable[[dict[str, Any], str], float]] = {
+        "bleu": lambda sample, reference: bleu(sample["text"], reference),
+        "rouge_l": lambda sample, reference: rouge_l(sample["text"], reference),
+    }
+    if all("categories" in entry for entry in entries):
+        measures["rating"] = lambda sample, reference: sample["rating"]
+    comparison = {}
+    for name, measure in measures.items():
+        before, after = (
+            [fmean(measure(sample, entry["reference"]) for sample in entry["samples"][author]) for entry in entries]
+            for author in ("pretrained", "sft")
+        )
+        comparison[name] = paired_bootstrap(before, after, seed)
+    return comparison
+
+
+# ---------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def perturbed_sets(
+    pairs: list[Pair], scenarios: list[Scenario], seed: int
+) -> dict[str, tuple[list[Pair], list[Scenario]]]:
+    """Make the same customers less tidy, and say what each wants.
+
+    Returns:
+        Three sets: `one_typo`, a letter of one word is swapped, dropped or doubled, and a reply may spell the item as
+        the catalogue does or repeat the typo; `lower_case`; and `unknown_product`, the item has an invented name that
+        is reserved for this test.
+    """
+    rng = Random(f"robustness/{seed}")
+    sets: dict[str, tuple[list[Pair], list[Scenario]]] = {
+        "one_typo": ([], []),
+        "lower_case": ([], []),
+        "unknown_product": ([], []),
+    }
+    for pair, scenario in zip(pairs, scenarios):
+        invented = world.invent_item(rng, held_out=True)
+        for name, (context, perturbed) in {
+            "one_typo": world.mistype(pair.context, scenario, rng),
+            "lower_case": (pair.context.lower(), scenario),
+            "unknown_product": world.rename(pair.context, scenario, invented),
+        }.items():
+            response = pair.response.replace(scenario.item, perturbed.item)
+            sets[name][0].append(replace(pair, context=context, response=response))
+            sets[name][1].append(perturbed)
+    return sets
+
+
+def worst_replies(entries: list[Entry], count: int = 10) -> list[dict[str, Any]]:
+    """Return the fine-tuned model's lowest rated replies, lowest first, at most one for each context, with reasons."""
+    lowest = [
+        {"context": entry["context"], **min(entry["samples"]["sft"], key=lambda sample: sample["rating"])}
+        for entry in entries
+    ]
+    return sorted(lowest, key=lambda reply: reply["rating"])[:count]
+
+
+def errors_by_category(entries: list[Entry]) -> dict[str, dict[str, float]]:
+    """Count the fine-tuned model's replies in each category of intents, and the share of them rated below 4.0.
+
+    A reply to a customer with two problems counts in the category of each.
+    """
+    replies, errors = Counter[str](), Counter[str]()
+    for entry in entries:
+        for category in entry["categories"]:
+            replies[category] += len(entry["samples"]["sft"])
+            errors[category] += sum(sample["rating"] < rubric.HIGH_QUALITY for sample in entry["samples"]["sft"])
+    return {
+        category: {"replies": count, "rated_below_4": errors[category] / count}
+        for category, count in sorted(replies.items())
+    }
