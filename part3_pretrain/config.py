@@ -14,9 +14,11 @@ LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 class PretrainConfig:
     """What can be chosen; `--help` explains each."""
 
-    corpus: list[Path] | None = option(None, "text files to read instead of retail conversations", nargs="+", **PATH)
-    checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
-    out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
+    corpus: list[Path] | None = option(
+        None, "text files to read instead of retail conversations", nargs="+", decides_training=False, **PATH
+    )
+    checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", decides_training=False, **PATH)
+    out_dir: Path = option(Path("outputs"), "folder for the loss curve", decides_training=False, **PATH)
     conversations: int = option(80_000, "retail conversations to read, each once", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
@@ -33,5 +35,9 @@ class PretrainConfig:
         False, "with torchrun: keep a part of weights, gradients and moments in each process", action="store_true"
     )
     seed: int = option(0, "seed of corpus, weights and order", **SEED)
-    save_every: int = option(200, "optimizer steps after which the state of the training is saved", **at_least(1))
-    resume: bool = option(False, "go on with an interrupted training, to the same result", action="store_true")
+    save_every: int = option(
+        200, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)
+    )
+    resume: bool = option(
+        False, "go on with an interrupted training, to the same result", action="store_true", decides_training=False
+    )

@@ -1,4 +1,4 @@
-"""Commands: options that are the fields of a dataclass, and mistakes of the user that end in one line."""
+"""Commands: options that are the fields of a dataclass, and a user's mistakes that end in one line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from part3_pretrain.runtime.torchrun import is_local_main_process
+
 Config = TypeVar("Config")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which `kill` and schedulers send; it ends a command as Ctrl-C does."""
+# ---------------------------------------------------------------------------------------------------- errors
 
 
 class UserError(Exception):
@@ -31,111 +32,141 @@ class UserError(Exception):
         super().__init__(f"{cause}; {cure}" if cure else cause)
 
 
-def first_line(error: BaseException) -> str:
-    """What a library's error says, short enough for a `UserError`; its kind where it says nothing."""
-    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.300}"
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which `kill` and schedulers send; it ends a command as Ctrl-C does."""
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Runs a command: 0, 2 after a user's mistake (told in one line), 130 after Ctrl-C, 143 after SIGTERM.
+    """Run a command and return its exit status.
 
-    141 where whoever reads the output has stopped, as `head` does, which is no mistake.
+    0 where it ends well; 2 after a user's mistake, which is told in one line; 130 after Ctrl-C and 143 after SIGTERM;
+    141 where nobody reads its output any more, as behind `| head`, which is no mistake.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain when it exits
         return 141
     except UserError as error:
-        _tell("error:", *str(error).splitlines())  # a file's name may hold a line's end
+        _print_error(str(error))
         return 2
-    except ModuleNotFoundError as missing:
-        advice = "activate its environment (source .venv/bin/activate), or pip install -r requirements.txt"
-        _tell("error:", str(UserError(f"this Python has no package {missing.name}; {advice}")))
+    except ModuleNotFoundError as error:
+        cause = f"this Python has no package {error.name}"
+        cure = "activate its environment (source .venv/bin/activate), or pip install -r requirements.txt"
+        _print_error(str(UserError(cause, cure)))
         return 2
     except KeyboardInterrupt as interrupt:
-        _tell(f"interrupted: {str(interrupt) or 'nothing half-written was left behind'}")
+        _print_to_stderr(f"interrupted: {str(interrupt) or 'nothing half-written was left behind'}")
         return 143 if isinstance(interrupt, Terminated) else 130
     return 0
 
 
-def launched_by_torchrun() -> bool:
-    """Whether this is one of the processes of a job; see `distributed.py`."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def restart_count() -> int:
-    """How often torchrun's --max-restart_count has begun this job anew, after a process died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def is_main_process() -> bool:
-    """Whether this is the process of its job that writes; known before torch is imported."""
-    return not launched_by_torchrun() or os.environ["RANK"] == "0"
-
-
-def _tell(*words: str) -> None:
-    """To stderr; once on each machine, where its processes have the same to say."""
-    if not launched_by_torchrun() or os.environ["LOCAL_RANK"] == "0":
-        print(*words, file=sys.stderr, flush=True)
+def first_line(error: BaseException) -> str:
+    """Return what a library's error says, short enough for a `UserError`; its class where it says nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise Terminated
 
 
+def _print_error(message: str) -> None:
+    _print_to_stderr("error:", *message.splitlines())  # a file's name may have a line break
+
+
+def _print_to_stderr(*words: str) -> None:
+    """Print a line, once on each machine: the other processes there have the same to say."""
+    if is_local_main_process():
+        print(*words, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- options
+
+
 def option(
-    default: Any, help: str, allowed: str = "", is_valid: Callable[[Any], bool] = lambda value: True, **keywords: Any
+    default: Any,
+    help: str,
+    allowed: str = "",
+    is_valid: Callable[[Any], bool] = lambda value: True,
+    decides_training: bool = True,
+    **keywords: Any,
 ) -> Any:
-    """A dataclass field that is also a command-line option.
+    """Return a dataclass field that is also a command-line option.
 
     Args:
         help: what `--help` says of it.
         allowed, is_valid: which values are allowed, in words and as a test.
+        decides_training: whether another value would make another training, which --resume has to refuse. The name of
+            a file does not: what the file holds does.
         keywords: passed on to `ArgumentParser.add_argument`.
     """
-    return field(
-        default=default, metadata={"allowed": allowed, "is_valid": is_valid, "argument": {"help": help, **keywords}}
-    )
+    metadata = {
+        "allowed": allowed,
+        "is_valid": is_valid,
+        "decides_training": decides_training,
+        "argument": {"help": help, **keywords},
+    }
+    return field(default=default, metadata=metadata)
 
 
-ABOVE_ZERO: dict[str, Any] = {"allowed": "above 0", "is_valid": lambda value: 0 < value < float("inf")}  # for `option`
-SEED: dict[str, Any] = {"allowed": "0 to 2^63 - 1", "is_valid": lambda seed: 0 <= seed < 2**63}  # for `option`
+PATH: dict[str, Any] = {"type": Path, "metavar": "PATH"}  # for `option`, as are the next three
+ABOVE_ZERO: dict[str, Any] = {"allowed": "above 0", "is_valid": lambda value: 0 < value < float("inf")}
+SEED: dict[str, Any] = {"allowed": "0 to 2^63 - 1", "is_valid": lambda seed: 0 <= seed < 2**63}
+
+
+def unescape(text: str) -> str:
+    r"""Return the text of an option with a new line wherever \n is written."""
+    return text.replace(r"\n", "\n")
 
 
 def at_least(minimum: int) -> dict[str, Any]:
-    """For `option`: a number of at least `minimum`, and not infinite."""
+    """Allow numbers of at least `minimum`, but not infinity."""
     return {"allowed": f"{minimum} or more", "is_valid": lambda value: minimum <= value < float("inf")}
 
 
 def same_as(config: type, name: str) -> Any:
-    """A dataclass field that is the same option as that of another command."""
-    setting = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
-    return field(default=setting.default, metadata=setting.metadata)
+    """Return a dataclass field that is the same option as that of another command."""
+    original = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    return field(default=original.default, metadata=original.metadata)
+
+
+def flag(name: str) -> str:
+    """Return how a field is given on the command line: `--max-length` for `max_length`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def deciding_options(config: Any) -> dict[str, Any]:
+    """Return the options that decide what a training comes to, by how they are given, and their values."""
+    return {flag(f.name): getattr(config, f.name) for f in fields(config) if f.metadata["decides_training"]}
+
+
+# ---------------------------------------------------------------------------------------------------- parsing
 
 
 def parse(
     config: type[Config], prog: str, description: str, example: str, arguments: list[str] | None = None
 ) -> Config:
-    """Reads the command line into the dataclass. Exits with status 2 and one line where it cannot be used."""
+    """Read the command line into the dataclass. Exits with status 2 and one line where it cannot be used."""
     parser = OneLineParser(
         prog=prog,
         description=description,
         epilog=f"example: {example}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for setting in fields(config):  # type: ignore[arg-type]
-        keywords = dict(setting.metadata["argument"])
+    options = fields(config)  # type: ignore[arg-type]
+    for one in options:
+        keywords = dict(one.metadata["argument"])
         if "action" not in keywords:
-            keywords.setdefault("type", type(setting.default))
-        parser.add_argument(f"--{setting.name.replace('_', '-')}", default=setting.default, **keywords)
+            keywords.setdefault("type", type(one.default))
+        parser.add_argument(flag(one.name), default=one.default, **keywords)
     parsed = config(**vars(parser.parse_args(arguments)))
-    for setting in fields(config):  # type: ignore[arg-type]
-        value = getattr(parsed, setting.name)
-        if not setting.metadata["is_valid"](value):
-            parser.error(f"--{setting.name.replace('_', '-')} must be {setting.metadata['allowed']}, not {value}")
+    for one in options:
+        value = getattr(parsed, one.name)
+        if not one.metadata["is_valid"](value):
+            parser.error(f"{flag(one.name)} must be {one.metadata['allowed']}, not {value}")
     return parsed
 
 
@@ -149,8 +180,5 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        _tell("error:", f"{' '.join(message.splitlines())}; see {self.prog} --help")
+        _print_error(f"{' '.join(message.splitlines())}; see {self.prog} --help")
         self.exit(2)
-
-
-PATH: dict[str, Any] = {"type": Path, "metavar": "PATH"}  # for `option`

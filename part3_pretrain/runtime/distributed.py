@@ -1,8 +1,8 @@
-"""One training in many processes, which `torchrun` starts and torch's own engines keep in step.
+"""One training in many processes, which `torchrun` starts and torch's own wrappers keep in step.
 
-Every process computes its share of each batch. By default each holds the whole model and their gradients are averaged
-(DDP, Li et al. 2020); sharded, each holds a part of every weight, gradient and moment, and what a block needs is
-gathered while it computes (FSDP2, after Zhao et al. 2023). Without torchrun there is one process, and nothing to do.
+Every rank computes its part of each batch. By default each holds the whole model and the gradients are averaged (DDP,
+Li et al. 2020). Sharded, each holds a part of every weight, gradient and moment, and what a block needs is gathered
+while it computes (FSDP2, after Zhao et al. 2023). Without torchrun there is one process, and nothing to exchange.
 """
 
 from __future__ import annotations
@@ -22,55 +22,60 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from part3_pretrain.model import Transformer
-from part3_pretrain.runtime.cli import Terminated, UserError, launched_by_torchrun, restart_count
+from part3_pretrain.runtime.cli import Terminated, UserError
+from part3_pretrain.runtime.torchrun import launched_by_torchrun, local_world_size, restart_count
 
 T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_world_size() -> int:
-    """How many of them this machine has."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched_by_torchrun() else 1
-
-
 def rank() -> int:
-    """The number of this process, from 0, which alone prints and writes."""
+    """Return the number of this process, from 0. Rank 0 alone prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def process_group(shard: bool) -> Iterator[None]:
-    """Inside, the processes of one torchrun can speak to each other, and all but the first are silent.
+    """Connect the processes that torchrun has started, and silence all but rank 0.
 
-    Raises UserError where another one has died, or `shard` is asked for and there is no torchrun.
+    Raises:
+        UserError: another process has died; or `shard` is asked for, and torchrun has not started this process.
     """
     if not launched_by_torchrun():
         if shard:
-            raise UserError("--shard needs several processes; put torchrun --nproc-per-node 8 in the place of python")
+            raise UserError("--shard needs several processes", "put torchrun --nproc-per-node 8 in the place of python")
         yield
         return
-    if has_gpus := local_world_size() <= torch.cuda.device_count():
+    backend = "gloo"
+    if local_world_size() <= torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # torchrun's store outlives its restart_count: without a prefix, processes would look for those that have died.
-    store, number, processes = next(dist.rendezvous("env://"))
+        backend = "cpu:gloo,cuda:nccl"
+    # torchrun's store outlives its restarts: without a prefix, processes would look for those that have died.
+    store, rank_in_job, processes = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"restart {restart_count()}", store)
-    backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=processes)
+    dist.init_process_group(backend, store=store, rank=rank_in_job, world_size=processes)
     try:
         with _silence() if rank() else nullcontext():
             yield
     except (RuntimeError, Terminated) as error:
-        # Of a death torchrun tells the others by SIGTERM, which may come while they give up for having noticed it.
-        fault = error.__context__ if isinstance(error, Terminated) else error
-        if not isinstance(fault, dist.DistError) and "gloo" not in str(fault):
+        if not _tells_of_a_death(error):
             raise
-        advice = "the same command with --resume goes on from the state that was saved last"
-        raise UserError(f"another process of this job was killed, or said why it ended; {advice}") from error
+        raise UserError(
+            "another process of this job was killed, or said why it ended",
+            "the same command with --resume goes on from the state that was saved last",
+        ) from error
     dist.destroy_process_group()
+
+
+def _tells_of_a_death(error: BaseException) -> bool:
+    """Return whether a process ends because another one has died."""
+    # torchrun tells the others by SIGTERM, which may come while they end because they have noticed it themselves.
+    noticed = error.__context__ if isinstance(error, Terminated) else error
+    return isinstance(noticed, dist.DistError) or "gloo" in str(noticed)
 
 
 @contextmanager
@@ -79,55 +84,54 @@ def _silence() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------------------------------------------- values
+# ---------------------------------------------------------------------------------------------------- collectives
 
 
 def shard(items: Any) -> Any:
-    """This process's part of what all have: every `world_size()`-th item of a sequence, or row of a tensor."""
+    """Return this rank's part of what all have: every `world_size()`-th item of a sequence, or row of a tensor."""
     return items[rank() :: world_size()]
 
 
-def all_gather(own: Sequence[T]) -> list[T]:
-    """All processes' parts, in the order that the items had before `share`."""
+def all_gather(part: Sequence[T]) -> list[T]:
+    """Return the parts of all ranks, in the order that the items had before `shard`."""
     if world_size() == 1:
-        return list(own)
-    parts: list[Sequence[T]] = [own] * world_size()
-    dist.all_gather_object(parts, own)
-    return [parts[place % world_size()][place // world_size()] for place in range(sum(map(len, parts)))]
+        return list(part)
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, part)
+    total = sum(len(one) for one in parts)
+    return [parts[place % world_size()][place // world_size()] for place in range(total)]
 
 
-def all_reduce_sum(*own: float) -> list[float]:
-    """Each number added up over the processes."""
-    if world_size() == 1:
-        return list(own)
-    total = torch.tensor(own, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
+def all_reduce_sum(*values: float) -> list[float]:
+    """Return each number added up over the ranks."""
+    return _all_reduce(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM).tolist()
+
+
+def all_reduce_max(value: int) -> int:
+    """Return the largest of the ranks' numbers."""
+    return int(_all_reduce(torch.tensor(value), dist.ReduceOp.MAX))
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    if world_size() > 1:
+        dist.all_reduce(tensor, operation)
+    return tensor
 
 
 def barrier() -> None:
-    """Returns once every process is here, however long what one of them does alone takes."""
+    """Barrier with a long timeout: one rank may work alone for hours while the others wait."""
     if world_size() > 1:
         dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
 
 
-def all_reduce_max(own: int) -> int:
-    """The largest of the processes' numbers."""
-    if world_size() == 1:
-        return own
-    found = torch.tensor(own)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
-
-
-# ---------------------------------------------------------------------------------------------------- engines
+# ---------------------------------------------------------------------------------------------------- models
 
 
 class LossModule(nn.Module):
-    """A loss as a module: the engines act where a module's forward pass begins.
+    """A loss as a module: DDP and FSDP2 act where a module's forward pass begins.
 
     Args:
-        loss: called with the model and what the module is called with.
+        loss: called with the model and with all that the module is called with.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
@@ -138,47 +142,51 @@ class LossModule(nn.Module):
         return self.loss(self.model, *batch)
 
 
-def data_parallel(model: Transformer, loss: Callable[..., Tensor], shard: bool, products: torch.dtype) -> nn.Module:
-    """The loss as a module whose gradients are means over all processes.
+def data_parallel(model: Transformer, loss: Callable[..., Tensor], shard: bool, param_dtype: torch.dtype) -> nn.Module:
+    """Return the loss as a module whose gradients are means over all ranks.
 
     Args:
-        shard: whether each process keeps but a part of the weights; the model is then changed in place, and an
-            optimizer has to be made after that.
-        products: number format that a sharded model computes in; its gradients are always added up in float32.
+        shard: whether each rank keeps only a part of the weights. The model is then changed in place, and its
+            optimizer must be made afterwards.
+        param_dtype: number format that a sharded model computes in; its gradients are added up in float32.
     """
     if shard:
         mesh = init_device_mesh(model.embed_tokens.weight.device.type, (world_size(),))
-        precision = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=torch.float32)
+        precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
         for block in model.layers:
             fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(model, mesh=mesh, mp_policy=precision)
-    objective = LossModule(model, loss)
-    if world_size() == 1 or shard:
-        return objective
-    return DistributedDataParallel(objective, gradient_as_bucket_view=True)  # else gradients would be kept twice
+    loss_module = LossModule(model, loss)
+    if shard or world_size() == 1:
+        return loss_module
+    return DistributedDataParallel(loss_module, gradient_as_bucket_view=True)  # else gradients would be kept twice
 
 
-def set_requires_gradient_sync(engine: nn.Module, whether: bool) -> None:
-    """Whether the next backward pass ends in an exchange; only the last one before a step needs to."""
-    if isinstance(engine, DistributedDataParallel):
-        engine.require_backward_grad_sync = whether
-    elif isinstance(engine.model, FSDPModule):
-        engine.model.set_requires_gradient_sync(whether)
+def set_requires_gradient_sync(loss_module: nn.Module, requires_gradient_sync: bool) -> None:
+    """Set whether the next backward pass ends in an exchange; only the last one before a step needs to.
+
+    Args:
+        loss_module: what `data_parallel` returned.
+    """
+    if isinstance(loss_module, DistributedDataParallel):
+        loss_module.require_backward_grad_sync = requires_gradient_sync
+    elif isinstance(loss_module.model, FSDPModule):
+        loss_module.model.set_requires_gradient_sync(requires_gradient_sync)
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside, every process holds all weights of a sharded model, and computes with them by itself."""
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.unshard()
-        part.set_reshard_after_forward(False, recurse=False)
+    """Hold all weights of a sharded model on every rank, which then computes with them by itself."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
     yield
-    for part in parts:
-        part.reshard()
-        part.set_reshard_after_forward(part is not model, recurse=False)
+    for module in modules:
+        module.reshard()
+        module.set_reshard_after_forward(module is not model, recurse=False)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded."""
+    """Return all of a tensor that may be sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from part3_pretrain.runtime.cli import UserError, is_main_process
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.torchrun import is_main_process
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives the path of a temporary file beside `path` that takes its place, on disk, once the block has ended well.
+    """Give a temporary file beside `path` that takes its place, on disk, once the block has ended well.
 
     Raises UserError where it cannot be written, as on a full disk; what was there before stays.
     """
@@ -28,11 +29,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        fault = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save adds one of its own
-        if not isinstance(fault, OSError):
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises one on top
+        if not isinstance(cause, OSError):
             raise
-        advice = "what was there before is untouched; make room or choose another folder"
-        raise UserError(f"cannot write {path}: {fault.strerror or fault}; {advice}") from error
+        raise UserError(
+            f"cannot write {path}: {cause.strerror or cause}",
+            "what was there before is untouched; make room or choose another folder",
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -40,7 +43,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `folder` that takes its place once the block has ended well.
+    """Give a temporary folder beside `folder` that takes its place once the block has ended well.
 
     Raises UserError where that cannot be written; `folder` must be missing or empty.
     """
@@ -51,32 +54,41 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o755)  # `mkdtemp` makes it for the owner alone
         temporary.replace(folder.absolute())
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; make room or choose another") from error
+        raise UserError(f"cannot write {folder}: {error.strerror or error}", "make room or choose another") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def cannot_read(path: Path, error: OSError) -> UserError:
-    """What to raise where a file that the user named cannot be read."""
-    return UserError(f"cannot read {path}: {error.strerror}; name a file that is there and may be read")
+    """Return what to raise where a file that the user named cannot be read."""
+    return UserError(f"cannot read {path}: {error.strerror}", "name a file that is there and may be read")
+
+
+def check_not_folder(*paths: Path) -> None:
+    """Raise UserError where a folder stands in the place of a file that is to be written."""
+    for path in paths:
+        if path.is_dir():
+            raise UserError(
+                f"{path} is a folder, and a file of that name is to be written", "move it or choose another"
+            )
 
 
 def check_writable(*folders: Path) -> None:
-    """Makes the folders where they are missing. Raises UserError where one cannot be written to."""
+    """Make the folders where they are missing. Raise UserError where one cannot be written to."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise UserError(f"cannot write to the folder {folder}: {error.strerror}; choose another") from error
+            raise UserError(f"cannot write to the folder {folder}: {error.strerror}", "choose another") from error
 
 
 @contextmanager
 def locked(*folders: Path) -> Iterator[None]:
-    """Keeps other runs out of the folders, which are made where they are missing, until the block or process ends.
+    """Keep other runs out of the folders, which are made where they are missing, until the block or process ends.
 
-    Of the processes of one job, the first holds the folders for all. Folders that were made for nothing go away again.
+    Of the processes of one job, rank 0 holds the locks for all. Folders that were made for nothing go away again.
     Raises UserError where one cannot be written to, or another run is in it.
     """
     made = [folder for folder in folders if not folder.exists()]
@@ -84,25 +96,26 @@ def locked(*folders: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in made:
             stack.callback(_remove_if_empty, folder)
-        for folder in {folder.resolve() for folder in folders} if is_main_process() else ():
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another run is writing to {folder}; wait for its end or choose another") from error
-            except OSError as error:  # as on some network drives
-                raise UserError(f"cannot lock {folder}: {error.strerror}; choose one on a local disk") from error
+        if is_main_process():
+            for folder in {folder.resolve() for folder in folders}:
+                stack.callback(os.close, _lock(folder))
         yield
+
+
+def _lock(folder: Path) -> int:
+    """Lock the folder itself, which leaves no file in it, and return the descriptor that holds the lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise UserError(f"another run is writing to {folder}", "wait for its end or choose another") from error
+        # as on some network drives
+        raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
+    return descriptor
 
 
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
-
-
-def check_not_folder(*paths: Path) -> None:
-    """Raises UserError where a folder stands in the place of a file that is to be written."""
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, and a file of that name is to be written; move it or choose another")
