@@ -11,15 +11,12 @@ Where a pair is too long, its context loses tokens on the left; a response is ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from random import Random
 from typing import NamedTuple
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.corpus import IGNORE_INDEX
@@ -39,13 +36,9 @@ class Example:
     ids: list[int]
     labels: list[int]
 
-    def __post_init__(self) -> None:
-        if len(self.ids) < 2 or self.labels[-1] == IGNORE_INDEX:
-            raise ValueError("an example needs a token of context and then a response to learn")
-
 
 class TooLong(NamedTuple):
-    """A response that leaves no room for any token of its context: the pair's place, and the length in words."""
+    """A response beside which no token of its context fits: the place of its pair, and its length in words."""
 
     place: str
     length: str
@@ -144,28 +137,26 @@ class PairEncoder:
         return {name: of_set.examples for name, of_set in encoded.items()}
 
     def encode_what_fits(self, pairs: Sequence[Pair]) -> Encoded:
-        """Encode pairs, and tell which contexts were cut and which pairs are left out for too long a response.
+        """Encode pairs, but for those whose responses are too long, and tell where those and the cut contexts are.
 
         Raises:
-            UserError: the tokenizer makes nothing of a pair.
+            UserError: the tokenizer makes nothing of a prompt.
         """
         encoded = Encoded([], [], [])
-        for start in range(0, len(pairs), TOKENIZER_BATCH_SIZE):
-            batch = pairs[start : start + TOKENIZER_BATCH_SIZE]
-            tokenized = zip(batch, self._prompt_ids(batch), self._response_ids(batch))
-            for number, (pair, prompt, response) in enumerate(tokenized, start=start + 1):
-                place = pair.place or f"pair {number}"
-                room = self.max_length - len(response)
-                if room <= self.bos_length:
-                    encoded.too_long.append(TooLong(place, self._length_in_words(pair, response)))
-                    continue
-                kept = self._cut(prompt, room)
-                if len(kept) < len(prompt):
-                    encoded.cut.append(place)
-                try:
-                    encoded.examples.append(Example(kept + response, [IGNORE_INDEX] * len(kept) + response))
-                except ValueError as error:
-                    raise UserError(f"{place}: {error}", "use a --prompt-template that the tokenizer knows") from error
+        for number, (pair, prompt, response) in enumerate(self._tokenised(pairs), start=1):
+            place = pair.place or f"pair {number}"
+            room = self.max_length - len(response)
+            if room <= self.bos_length:
+                encoded.too_long.append(TooLong(place, self._length_in_words(pair, response)))
+                continue
+            kept = self._cut(prompt, room)
+            if not kept:
+                raise UserError(
+                    f"{place}: no token comes of its prompt", "use a --prompt-template that the tokenizer knows"
+                )
+            if len(kept) < len(prompt):
+                encoded.cut.append(place)
+            encoded.examples.append(Example(kept + response, [IGNORE_INDEX] * len(kept) + response))
         return encoded
 
     def check_all_fit(self, too_long: Sequence[TooLong]) -> None:
@@ -192,22 +183,25 @@ class PairEncoder:
 
     # ------------------------------------------------------------------------------------------------ parts of it
 
+    def _tokenised(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, list[int], list[int]]]:
+        """Yield each pair, the ids of its whole prompt, and those of its response with <EOS>."""
+        for start in range(0, len(pairs), TOKENIZER_BATCH_SIZE):
+            batch = pairs[start : start + TOKENIZER_BATCH_SIZE]
+            prompts = [self._prompt(pair.context, self.max_length) for pair in batch]
+            responses = [(self.space + pair.response)[: self._most_characters + 1] for pair in batch]
+            both = zip(
+                self.tokenizer.encode_batch_fast(prompts),
+                self.tokenizer.encode_batch_fast(responses, add_special_tokens=False),
+            )
+            for pair, (prompt, response) in zip(batch, both):
+                yield pair, prompt.ids, [*response.ids, self.eos_id]
+
     def _prompt(self, context: str, room: int) -> str:
         """Return the text of a prompt of which `room` tokens are kept: of megabytes only the end.
 
         That is twice what can fit, since near the place where a text is cut its tokens may differ.
         """
         return self.template.replace("{context}", context)[-2 * room * self.longest_token :]
-
-    def _prompt_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        prompts = [self._prompt(pair.context, self.max_length) for pair in pairs]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(prompts)]
-
-    def _response_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """Return the ids of the responses, with <EOS>; of megabytes so many that they are known to be too many."""
-        responses = [(self.space + pair.response)[: self._most_characters + 1] for pair in pairs]
-        encodings = self.tokenizer.encode_batch_fast(responses, add_special_tokens=False)
-        return [[*encoding.ids, self.eos_id] for encoding in encodings]
 
     def _cut(self, prompt: list[int], room: int) -> list[int]:
         """Return the last ids of a prompt behind its <BOS>, `room` in all, which must be more than <BOS> takes."""
@@ -216,13 +210,13 @@ class PairEncoder:
         return prompt[: self.bos_length] + prompt[len(prompt) - room + self.bos_length :]
 
     def _length_in_words(self, pair: Pair, response: list[int]) -> str:
+        """Return how long a response is; in characters where it was too long for all of it to be tokenised."""
         characters = len(self.space + pair.response)
-        was_cut = characters > self._most_characters
-        return f"{characters} characters" if was_cut else f"{len(response)} tokens"
+        return f"{len(response)} tokens" if characters <= self._most_characters else f"{characters} characters"
 
     @property
     def _most_characters(self) -> int:
-        """Of `max_length` tokens."""
+        """How many characters `max_length` tokens can stand for."""
         return self.max_length * self.longest_token
 
     @cached_property
@@ -233,7 +227,7 @@ class PairEncoder:
 
     @cached_property
     def longest_token(self) -> int:
-        """In characters."""
+        """How many characters the longest token has."""
         return max(map(len, self.tokenizer.get_vocab()))
 
     @cached_property
@@ -249,21 +243,3 @@ def note_cut(cut: Sequence[str], count: int, name: str) -> None:
             f"{len(cut)} of {count} contexts of the {name} set are too long and lose their beginning; "
             f"the first is that of {cut[0]}"
         )
-
-
-def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int]]:
-    """Examples one behind another, without padding.
-
-    Returns:
-        Inputs and the labels of the next token, each (1, time), and the length of each example's part.
-    """
-    inputs = [token for example in examples for token in example.ids[:-1]]
-    targets = [label for example in examples for label in example.labels[1:]]
-    return torch.tensor([inputs]), torch.tensor([targets]), [len(example.ids) - 1 for example in examples]
-
-
-def shuffled_steps(count: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
-    """The places of the examples in one epoch's optimizer steps: every one once, as seed and epoch decide."""
-    order = list(range(count))
-    Random(f"{seed}/{epoch}").shuffle(order)
-    return [order[start : start + batch_size] for start in range(0, count, batch_size)]

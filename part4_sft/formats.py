@@ -257,10 +257,12 @@ def _layout(entry: _Object, first: _Object, place: str) -> tuple[tuple[str, ...]
         keys = _listed(entry)
         if entry.keys() != first.keys():
             keys += f" where pair 1 has {_listed(first)}"
-        cure = f"the layouts, one for a whole file: {LAYOUTS_IN_WORDS}"
+        advice = ""
         if "text" in entry and not entry.keys() & set(required):
-            cure = f'split "text" into "messages", or into "prompt" and "completion"; {cure}'
-        raise UserError(f"{place}: {problem}; it has {keys}", cure)
+            advice = 'split "text" into "messages", or into "prompt" and "completion"; '
+        raise UserError(
+            f"{place}: {problem}; it has {keys}", f"{advice}the layouts, one for a whole file: {LAYOUTS_IN_WORDS}"
+        )
     return required, optional
 
 
@@ -309,10 +311,9 @@ def _problem_of_keys(entry: _Object, required: tuple[str, ...], optional: tuple[
 
 def _text(entry: _Object, key: str, place: str, may_be_empty: bool = False) -> str:
     value = entry[key]
-    if isinstance(value, list) and key != "content":
-        raise UserError(f'{place}: "{key}" must be text, not a list', 'a conversation goes into "messages"')
     if not isinstance(value, str):
-        raise UserError(f'{place}: "{key}" must be text, not {_shown(value)}')
+        advice = 'a conversation goes into "messages"' if isinstance(value, list) and key != "content" else ""
+        raise UserError(f'{place}: "{key}" must be text, not {_shown(value)}', advice)
     if not value.strip() and not may_be_empty:
         raise UserError(f'{place}: "{key}" is empty', "fill it in, or remove the entry")
     if re.search(r"[\ud800-\udfff]", value):

@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.tokenizer import EOS, PAD, load_tokenizer
 from part4_sft.dataset import Pair
-from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
+from part4_sft.encoding import Example, PairEncoder
+from part4_sft.training import collate, shuffled_batches
 
 # ---------------------------------------------------------------------------------------------------- tokens
 
@@ -128,9 +129,9 @@ def test_flat_arrays_give_back_every_example(made: dict[str, list[Pair]], encode
 
 
 def test_every_epoch_sees_each_example_once_in_its_own_seeded_order() -> None:
-    first = shuffled_steps(21, 8, epoch=1, seed=0)
+    first = shuffled_batches(21, 8, epoch=1, seed=0)
     assert [len(step) for step in first] == [8, 8, 5]
     assert sorted(place for step in first for place in step) == list(range(21))
-    assert first == shuffled_steps(21, 8, epoch=1, seed=0)
-    assert first != shuffled_steps(21, 8, epoch=2, seed=0)
-    assert first != shuffled_steps(21, 8, epoch=1, seed=1)
+    assert first == shuffled_batches(21, 8, epoch=1, seed=0)
+    assert first != shuffled_batches(21, 8, epoch=2, seed=0)
+    assert first != shuffled_batches(21, 8, epoch=1, seed=1)

@@ -11,13 +11,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pad_sequence
 
-from part3_pretrain.corpus import IGNORE_INDEX, pad
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.tokenizer import EOS, PAD
 from part4_sft.dataset import Pair, hold_out
-from part4_sft.encoding import Example, PairEncoder, collate, shuffled_steps
+from part4_sft.encoding import Example, PairEncoder
+from part4_sft.training import collate, shuffled_batches
 from part4_sft.formats import load_pairs
 from part4_sft.training import masked_loss, mean_loss
 
@@ -82,8 +84,8 @@ def padded_loss(model: Transformer, examples: list[Example], filler: int, extra:
     """The loss as most code computes it: a row for each example, filled up on the right."""
     rows = [torch.tensor(example.ids + [filler] * extra) for example in examples]
     labels = [torch.tensor(example.labels + [IGNORE_INDEX] * extra) for example in examples]
-    logits = model.lm_head(model(pad([row[:-1] for row in rows], filler)))
-    wanted = pad([label[1:] for label in labels], IGNORE_INDEX)
+    logits = model.lm_head(model(pad_sequence([row[:-1] for row in rows], True, filler)))
+    wanted = pad_sequence([label[1:] for label in labels], True, IGNORE_INDEX)
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     ).item()
@@ -114,7 +116,7 @@ def test_the_loss_does_not_depend_on_the_order_or_on_the_parts_it_is_computed_in
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**63 - 1))
 def test_an_epoch_holds_every_pair_once(count: int, batch_size: int, epoch: int, seed: int) -> None:
-    steps = shuffled_steps(count, batch_size, epoch, seed)
+    steps = shuffled_batches(count, batch_size, epoch, seed)
     assert sorted(place for step in steps for place in step) == list(range(count))
     assert all(len(step) == batch_size for step in steps[:-1])
 
