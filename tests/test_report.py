@@ -178,7 +178,12 @@ def test_the_loss_curve_shows_steps_epochs_and_scores(
 ) -> None:
     figures: list[Figure] = []
     draw = Figure.draw
-    monkeypatch.setattr(Figure, "draw", lambda self, renderer: (figures.append(self), draw(self, renderer)))
+
+    def draw_and_keep(figure: Figure, renderer: Any) -> None:
+        figures.append(figure)
+        draw(figure, renderer)
+
+    monkeypatch.setattr(Figure, "draw", draw_and_keep)
     losses, by_epoch = [2.0 / step for step in range(1, 4 * epochs + 1)], evaluation["by_epoch"][: epochs + 1]
     save_loss_curve(tmp_path / "loss_curve.png", losses, by_epoch)
     assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")

@@ -48,8 +48,9 @@ class BFloat16Adam(torch.optim.Optimizer):
                     state["square"] = torch.zeros_like(parameter, dtype=self.moments_dtype)
                 state["step"] += 1
                 tensors = (parameter, parameter.grad, state["mean"], state["square"])
-                for chunks in zip(*(tensor.view(-1).split(WEIGHTS_PER_CHUNK) for tensor in tensors)):
-                    _update(*chunks, state["step"], group)
+                chunks = zip(*(tensor.view(-1).split(WEIGHTS_PER_CHUNK) for tensor in tensors))
+                for weight, gradient, mean, square in chunks:
+                    _update(weight, gradient, mean, square, state["step"], group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a `state_dict`, with the moments in their own number format instead of that of the weights."""

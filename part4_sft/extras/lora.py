@@ -5,19 +5,11 @@ In the end they are merged into the weights, so what is saved is a model like an
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from part3_pretrain.model import Transformer
-from part3_pretrain.runtime.cli import UserError
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def check_peft() -> None:
-    """Raise UserError where peft, an optional extra, is not installed."""
-    if find_spec("peft") is None:
-        raise UserError("--lora-rank needs peft", "install it with: pip install peft==0.21.2")
 
 
 def add_lora(model: Transformer, rank: int) -> Any:

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.runtime.cli import UserError
 from part4_sft.training import Step
-
-
-def check_tensorboard() -> None:
-    """Raise UserError where tensorboard, an optional extra, is not installed."""
-    if find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs tensorboard", "install it with: pip install tensorboard==2.21.0")
 
 
 class TensorBoard:
