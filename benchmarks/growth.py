@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -80,7 +79,7 @@ def train_on(model: Transformer, examples: Sequence[Example], batch_size: int = 
 
 def write_pairs(path: Path, count: int) -> None:
     """Ideal pairs, written as they are drawn."""
-    save_pairs(path, islice(draw_pairs(world.ideal_reply, False, set(), Random(0)), count))
+    save_pairs(path, draw_pairs(count, world.ideal_reply, set(), Random(0), held_out_item=False))
 
 
 def cost_of_pairs(count: int) -> float:

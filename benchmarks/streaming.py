@@ -27,7 +27,7 @@ PAIRS, ROUNDS, PART = 20_000, 3, 10_000  # the library alone is given so many pa
 
 def write(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for pair in islice(draw_pairs(world.ideal_reply, False, set(), Random(0)), count):
+        for pair in draw_pairs(count, world.ideal_reply, set(), Random(0), held_out_item=False):
             file.write(json.dumps({"context": pair.context, "response": pair.response}) + "\n")
 
 

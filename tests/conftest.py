@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -17,6 +18,7 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; commands started by tests inherit it
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -30,10 +32,12 @@ from tokenizers import Tokenizer
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.corpus import draw_conversation
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.retail import world
 from part3_pretrain.runtime.cli import exit_status
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.dataset import Pair, make_datasets, save_pairs
 from part4_sft.encoding import PairEncoder
+from part4_sft.terminal import interview
 
 Outcome = tuple[int | str | None, str, str]  # exit status, stdout, stderr
 Command = Callable[..., Outcome]
@@ -60,6 +64,23 @@ def weights(model: Transformer) -> torch.Tensor:
 def not_of_retail(pairs: list[Pair]) -> list[Pair]:
     """The same responses to other contexts, for which the retail world's test sets are not made."""
     return [Pair(f"What is {number} and {number}?", pair.response) for number, pair in enumerate(pairs)]
+
+
+def draw_scenarios(count: int, seed: int = 0, two_problems: float = 0.1) -> list[world.Scenario]:
+    """Scenarios of the retail world; the combinations of every other one are held out."""
+    rng = Random(seed)
+    return [world.draw_scenario(rng, held_out_item=index % 2 == 0, two_problems=two_problems) for index in range(count)]
+
+
+def wording(context: str) -> str:
+    """The sentence pattern of a context: without its order number, and with a slot where the item stands."""
+    without_order = re.sub(r" \(order \d+\)|, order \d+| from order \d+", "", context)
+    return re.sub(r"\ban \{item}", "a {item}", world.PRODUCT.sub("{item}", without_order))
+
+
+def tell_tale(phrase: str) -> str:
+    """The longest part of a customer's phrase between its slots: where it stands, the phrase was said."""
+    return max(re.split(r"\{\w+}", phrase), key=len).lower()
 
 
 @pytest.fixture
@@ -159,6 +180,22 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
         one.process.kill()
         one.process.wait()
         os.close(one.master)
+
+
+@pytest.fixture
+def type_keys(run_main: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str]]]:
+    """Calls a command that asks a person who types these keys; returns what it printed and all screens it drew."""
+
+    def call(main: Callable[[], None], keys: str, *arguments: object) -> tuple[str, list[str]]:
+        screens: list[str] = []
+        monkeypatch.setattr(interview, "full_screen", nullcontext)
+        monkeypatch.setattr(interview, "read_keys", lambda: iter(keys))
+        monkeypatch.setattr(interview, "show", lambda lines: screens.append("\n".join(lines)))
+        status, printed, _ = run_main(main, *arguments)
+        assert status == 0
+        return printed, screens
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,30 +1,38 @@
-"""The retail world: what is sold, what customers say, how agents reply, and how a reply is rated.
+"""The retail world: what is sold, what customers say and what agents write.
 
 All words stand in `retail.toml`; this module only composes them. Everything is drawn from the `random.Random` that
 the caller passes, so the same seed gives the same text.
 
-Three kinds of text are kept out of training by rules that do not depend on a seed, so that data made with one seed
-may test a model trained with another: `held_out_item` (an intent never seen with this item), `held_out_wording`
-(a sentence pattern never seen) and an intent's `restated_only` phrases.
+Three things are kept out of training by rules that do not depend on a seed, so that data made with one seed may test
+a model trained with another: combinations of an intent and an item (`is_held_out_item`), sentence patterns
+(`is_held_out_wording`) and the `restated_only` phrases of an intent.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 from zlib import crc32
 
-WORLD = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
+WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
+
+DEPARTMENTS: dict[str, dict[str, list[str]]] = WORLD["departments"]
+ADJECTIVES: list[str] = WORLD["products"]["adjectives"]
+PERSONS: dict[str, dict[str, str]] = WORLD["person"]  # "first" and "third": the words of every slot
+FRAMES: list[dict[str, Any]] = WORLD["frames"]
+CUSTOMER: dict[str, list[str]] = WORLD["customer"]
+IDEAL: dict[str, Any] = WORLD["ideal"]
+TYPICAL: dict[str, Any] = WORLD["typical"]
 
 
 @dataclass(frozen=True)
 class Intent:
-    """One thing a customer may want; the fields are explained at the top of `retail.toml`."""
+    """One thing that a customer may want; the fields are explained at the top of `retail.toml`."""
 
     name: str
     category: str = field(compare=False)
@@ -34,7 +42,7 @@ class Intent:
     restated_only: list[str] = field(compare=False)
     evidence: str = field(compare=False)
     resolutions: list[str] = field(compare=False)
-    departments: list[str] = field(compare=False, default_factory=lambda: list(WORLD["departments"]))
+    departments: list[str] = field(compare=False, default_factory=lambda: list(DEPARTMENTS))
 
 
 INTENTS = [Intent(**entry) for entry in WORLD["intents"]]
@@ -47,149 +55,195 @@ class Scenario:
     intents: tuple[Intent, ...]
     item: str
     order_number: str | None = None
-    misspelled: str | None = None  # the item as this customer writes it, where that is wrong
+    misspelled: str | None = None  # the item as this customer writes it, if that is wrong
+
+
+# ---------------------------------------------------------------------------------------------------- items
+
+
+def any_of(words: list[str]) -> str:
+    """Return a pattern that matches any of the words, and the longest that fits."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+PRODUCT = re.compile(
+    rf"\b(?:(?:{any_of(ADJECTIVES)}) )?(?:"
+    + "|".join(f"(?:{any_of(shelf['modifiers'])}) (?:{any_of(shelf['nouns'])})" for shelf in DEPARTMENTS.values())
+    + r")\b"
+)
+
+
+def in_catalogue(item: str) -> bool:
+    """Return whether a product of this name is sold, rather than invented or misspelled."""
+    return PRODUCT.fullmatch(item) is not None
+
+
+def names_another_product(text: str, item: str) -> bool:
+    """Return whether the text names a product of the catalogue other than the item; both in lower case."""
+    return any(product != item for product in PRODUCT.findall(text))
+
+
+def draw_item(rng: Random, departments: list[str]) -> str:
+    """Draw a product of one of the departments, such as "walnut bookshelf" or "compact walnut bookshelf"."""
+    shelf = DEPARTMENTS[rng.choice(departments)]
+    item = f"{rng.choice(shelf['modifiers'])} {rng.choice(shelf['nouns'])}"
+    return f"{rng.choice(ADJECTIVES)} {item}" if rng.random() < 0.5 else item
+
+
+def invent_item(rng: Random, *, held_out: bool) -> str:
+    """Draw a name that is in no catalogue, such as "zorblat": one that is held out for tests (one in five) or not."""
+    while True:
+        name = "".join(rng.choices(WORLD["products"]["syllables"], k=rng.randint(2, 3)))
+        if _is_one_in(5, name) == held_out:
+            return name
+
+
+def is_held_out_item(intent: Intent, item: str) -> bool:
+    """Return whether this intent about this item is held out for validation and test (one combination in five)."""
+    return _is_one_in(5, f"{intent.name}|{item}")
+
+
+def is_held_out_wording(wording: str) -> bool:
+    """Return whether this sentence pattern is held out for the test on unseen wordings (one in four)."""
+    return _is_one_in(4, wording)
+
+
+def _is_one_in(count: int, text: str) -> bool:
+    """Choose one text in `count` by its hash, so that the choice is the same with every seed."""
+    return crc32(text.encode()) % count == 0
 
 
 # ---------------------------------------------------------------------------------------------------- scenarios
 
 
-def draw_scenario(rng: Random, *, held_out: bool, two_problems: float = 0.1, invented_items: float = 0.0) -> Scenario:
-    """Draws what a customer wants; about half of them give an order number.
+def draw_scenario(
+    rng: Random, *, held_out_item: bool, two_problems: float = 0.1, invented_items: float = 0.0
+) -> Scenario:
+    """Draw what a customer wants; about half of the customers give an order number.
 
     Args:
-        held_out: draw only (intent, item) combinations reserved for validation and test, or only the others.
+        held_out_item: draw only (intent, item) combinations that are held out, or only the others.
         two_problems: share of scenarios with two intents.
         invented_items: share of scenarios about an item that is in no catalogue.
     """
-    count = 2 if rng.random() < two_problems else 1  # outside of the loop, which rejects two more often than one
+    count = 2 if rng.random() < two_problems else 1  # before the loop, which rejects two more often than one
     while True:
         intents = tuple(rng.sample(INTENTS, count))
-        departments = [name for name in WORLD["departments"] if all(name in intent.departments for intent in intents)]
+        departments = [name for name in DEPARTMENTS if all(name in intent.departments for intent in intents)]
         if not departments:
             continue
-        invented = rng.random() < invented_items
-        item = invent_item(rng, held_out=held_out) if invented else draw_item(rng, departments)
-        order_number = _draw_order_number(rng) if rng.random() < 0.5 else None
-        if all(held_out_item(intent, item) == held_out for intent in intents):
+        is_invented = rng.random() < invented_items
+        item = invent_item(rng, held_out=held_out_item) if is_invented else draw_item(rng, departments)
+        order_number = str(rng.randint(10000, 99999)) if rng.random() < 0.5 else None
+        if all(is_held_out_item(intent, item) == held_out_item for intent in intents):
             return Scenario(intents, item, order_number)
-
-
-def draw_item(rng: Random, departments: list[str]) -> str:
-    """A product of one of the departments, such as "walnut bookshelf" or "compact walnut bookshelf"."""
-    shelf = WORLD["departments"][rng.choice(departments)]
-    item = f"{rng.choice(shelf['modifiers'])} {rng.choice(shelf['nouns'])}"
-    return f"{rng.choice(WORLD['products']['adjectives'])} {item}" if rng.random() < 0.5 else item
-
-
-def _draw_order_number(rng: Random) -> str:
-    return str(rng.randint(10000, 99999))
-
-
-def invent_item(rng: Random, *, held_out: bool) -> str:
-    """A name that is in no catalogue, such as "zorblat"; one name in five is reserved for tests."""
-    while True:
-        name = "".join(rng.choices(WORLD["products"]["syllables"], k=rng.randint(2, 3)))
-        if (crc32(name.encode()) % 5 == 0) == held_out:
-            return name
-
-
-def in_catalogue(item: str) -> bool:
-    """Whether a product of this name is sold, rather than invented or misspelled."""
-    return PRODUCT.fullmatch(item) is not None
-
-
-def held_out_item(intent: Intent, item: str) -> bool:
-    """Whether this intent about this item is reserved for validation and test (one combination in five)."""
-    return crc32(f"{intent.name}|{item}".encode()) % 5 == 0
 
 
 # ---------------------------------------------------------------------------------------------------- customers
 
 
-def draw_context(scenario: Scenario, rng: Random, *, held_out: bool = False, restated_only: bool = False) -> str:
-    """What the customer says, or what somebody noted about it.
+def draw_context(
+    scenario: Scenario, rng: Random, *, held_out_wording: bool = False, restated_only: bool = False
+) -> str:
+    """Write what the customer says, or what somebody noted about it.
 
     Args:
-        held_out: use only sentence patterns reserved for the unseen-wording test, or only the others.
+        held_out_wording: use only sentence patterns that are held out, or only the others.
         restated_only: say the (first) problem with a phrase that training knows from restatements alone.
     """
     first, *others = scenario.intents
     phrases = [rng.choice(first.restated_only if restated_only else first.phrases)]
     phrases += [rng.choice(intent.phrases) for intent in others]
-    frame = rng.choice(WORLD["frames"])
-    return _fill(_draw_wording(frame, phrases, rng, held_out), scenario, rng.choice(WORLD["customer"]["orders"]))
+    wording = _draw_wording(rng.choice(FRAMES), phrases, rng, held_out_wording)
+    return _fill_slots(wording, scenario, rng.choice(CUSTOMER["orders"]))
 
 
 def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) -> str:
-    """A customer who says the same again in other words or by its name: here a model can learn what means the same.
+    """Write a customer who says a problem twice, in other words or by its name: they show what means the same.
 
     Args:
-        restated_only: the (first) problem is said with a phrase that is reserved for this place. No reply may follow.
+        restated_only: say the (first) problem with a phrase that is reserved for this place. No reply may follow.
     """
     first, *others = scenario.intents
-    phrases = rng.sample(first.phrases, 2)
+    phrase, another = rng.sample(first.phrases, 2)
     if restated_only:
-        phrases[0] = rng.choice(first.restated_only)
+        phrase = rng.choice(first.restated_only)
+    again: str | None = None
     if others:
-        said, again = [phrases[0], *(rng.choice(intent.phrases) for intent in others)], None
+        said = [phrase] + [rng.choice(intent.phrases) for intent in others]
     else:
-        said, again = rng.choice([(phrases[:1], None), (phrases[:1], phrases[1]), (phrases[1:], phrases[0])])
-    frame = rng.choice(WORLD["frames"])
-    sentences = [_draw_wording(frame, said, rng, held_out=False)]
+        said, again = rng.choice([([phrase], None), ([phrase], another), ([another], phrase)])
+    frame = rng.choice(FRAMES)
+    sentences = [_draw_wording(frame, said, rng, held_out_wording=False)]
     if again:
-        problem = _speak(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
-        sentences.append(rng.choice(WORLD["customer"]["restatements"]).format(problem=problem))
+        problem = _in_person(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
+        sentences.append(rng.choice(CUSTOMER["restatements"]).format(problem=problem))
     if not again or rng.random() < 0.5:
-        sentences.append(_name(scenario.intents, WORLD["customer"]["namings"], rng))
-    return _fill(" ".join(sentences), scenario, rng.choice(WORLD["customer"]["orders"]))
+        sentences.append(_draw_naming(CUSTOMER["namings"], scenario.intents, rng))
+    return _fill_slots(" ".join(sentences), scenario, rng.choice(CUSTOMER["orders"]))
 
 
 def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> str:
-    """Asks by their names what is done about such problems, whatever the item."""
-    return _name(intents, WORLD["customer"]["policy_questions"], rng)
+    """Ask by their names what is done about such problems, whatever the item."""
+    return _draw_naming(CUSTOMER["policy_questions"], intents, rng)
 
 
 def draw_product_question(scenario: Scenario, typos: float, rng: Random) -> tuple[str, str]:
-    """A customer asks for the item, with typos in this share of its words; an agent spells it as the catalogue does."""
+    """Write a customer's question for the item, and an agent's answer that spells it as the catalogue does.
+
+    Args:
+        typos: share of the item's words that the customer mistypes.
+    """
     while True:
         words = scenario.item.split()
-        spelled = " ".join(_with_a_typo(word, rng) if rng.random() < typos else word for word in words)
-        if {scenario.item}.issuperset(PRODUCT.findall(spelled)):
+        spelled = " ".join(_with_typo(word, rng) if rng.random() < typos else word for word in words)
+        if not names_another_product(spelled, scenario.item):
             break
-    asked = _fill(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled), "")
-    named = _fill(rng.choice(WORLD["product_questions"]["agent"]), scenario, "")
-    return asked, f"{rng.choice(WORLD['typical']['greetings'])} {named}"
+    question = _fill_slots(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled))
+    answer = _fill_slots(rng.choice(WORLD["product_questions"]["agent"]), scenario)
+    return question, f"{rng.choice(TYPICAL['greetings'])} {answer}"
 
 
-def _name(intents: tuple[Intent, ...], patterns: list[str], rng: Random) -> str:
-    return rng.choice(patterns).replace("{topic}", " and about ".join(rng.choice(intent.topics) for intent in intents))
-
-
-def held_out_wording(wording: str) -> bool:
-    """Whether this sentence pattern is reserved for the unseen-wording test (one in four)."""
-    return crc32(wording.encode()) % 4 == 0
-
-
-def _draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, held_out: bool) -> str:
-    """A sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
+def _draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, held_out_wording: bool) -> str:
+    """Draw a sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
     while True:
-        pattern, extra = rng.choice(frame["patterns"]), rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
+        pattern = rng.choice(frame["patterns"])
+        extra = rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
         problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
         for phrase in phrases[1:]:
-            problem += rng.choice(WORLD["customer"]["links"]) + phrase.replace("{it}", "it")
-        wording = f"{pattern} {extra}".strip().replace("{problem}", _speak(problem, frame["person"]))
-        if held_out_wording(wording) == held_out:
+            problem += rng.choice(CUSTOMER["links"]) + phrase.replace("{it}", "it")
+        wording = f"{pattern} {extra}".strip().replace("{problem}", _in_person(problem, frame["person"]))
+        if is_held_out_wording(wording) == held_out_wording:
             return wording
 
 
-def _speak(problem: str, person: str) -> str:
-    for slot, words in WORLD["person"][person].items():
-        problem = problem.replace("{" + slot + "}", words)
-    return problem
+def _draw_naming(patterns: list[str], intents: tuple[Intent, ...], rng: Random) -> str:
+    """Draw one of the patterns, and for its {topic} a name of each intent."""
+    pattern = rng.choice(patterns)
+    return pattern.replace("{topic}", " and about ".join(rng.choice(intent.topics) for intent in intents))
 
 
-def _fill(text: str, scenario: Scenario, order: str) -> str:
-    """Fills the slots {item}, {an_item}, {order} and {number}, and begins every sentence with a capital."""
+def _in_person(phrase: str, person: str) -> str:
+    """Fill slots such as {I_have} and {my} for the first or the third person."""
+    for slot, words in PERSONS[person].items():
+        phrase = phrase.replace("{" + slot + "}", words)
+    return phrase
+
+
+@cache
+def phrase_pattern(intent: Intent) -> re.Pattern[str]:
+    """Match any of the intent's phrases, in any person, up to the clause's end; a group that matched is the item."""
+    phrases = any_of(intent.phrases + intent.restated_only)
+    for slot in PERSONS["first"]:
+        words = any_of([person[slot] for person in PERSONS.values()])
+        phrases = phrases.replace(re.escape("{" + slot + "}"), f"(?:{words})")
+    phrases = phrases.replace(re.escape("{it}"), r"(?:it|the (\w+(?: \w+){0,3}?))")
+    orders = [order.partition("{number}")[0] for order in CUSTOMER["orders"]]
+    return re.compile(rf"\b(?:{phrases})(?={any_of(['.', *orders, *CUSTOMER['links']])})", re.IGNORECASE)
+
+
+def _fill_slots(text: str, scenario: Scenario, order: str = "") -> str:
+    """Fill {item}, {an_item}, {order} (by the pattern `order`) and {number}; begin every sentence with a capital."""
     text = text.replace("{order}", order if scenario.order_number else "")
     text = text.replace("{number}", scenario.order_number or "")
     text = text.replace("{an_item}", f"{'an' if scenario.item[0] in 'aeiou' else 'a'} {scenario.item}")
@@ -198,7 +252,7 @@ def _fill(text: str, scenario: Scenario, order: str) -> str:
 
 
 def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = False) -> tuple[str, Scenario]:
-    """Swaps, drops or doubles a letter of one word, but so that no other product is named.
+    """Swap, drop or double a letter of one word, but so that no other product is named.
 
     Args:
         in_item: mistype a word of the item, however short; else any word of at least four letters.
@@ -215,26 +269,25 @@ def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = Fa
         words = list(re.finditer("[A-Za-z]{4,}", context))
     while True:
         word = rng.choice(words)
-        mistyped = context[: word.start()] + _with_a_typo(word[0], rng) + context[word.end() :]
-        if mistyped != context and {scenario.item}.issuperset(PRODUCT.findall(mistyped)):
+        mistyped = context[: word.start()] + _with_typo(word[0], rng) + context[word.end() :]
+        if mistyped != context and not names_another_product(mistyped, scenario.item):
             break
     if not start <= word.start() < end:
         return mistyped, scenario
     return mistyped, replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
 
 
-def _with_a_typo(word: str, rng: Random) -> str:
-    """A letter is swapped with the next one, dropped or doubled."""
+def _with_typo(word: str, rng: Random) -> str:
+    """Swap a letter with the next one, drop it or double it."""
     place = rng.randrange(len(word) - 1)
     left, right = word[place], word[place + 1]
     return word[:place] + rng.choice([right + left, right, left + left + right]) + word[place + 2 :]
 
 
 def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:
-    """The same customer with another item: the new context and the new scenario."""
-    context = re.sub(
-        rf"\b([Aa])n? {re.escape(scenario.item)}", rf"\1{'n' if item[0] in 'aeiou' else ''} {item}", context
-    )
+    """Return the context and the scenario of the same customer with another item."""
+    after_a = "n" if item[0] in "aeiou" else ""
+    context = re.sub(rf"\b([Aa])n? {re.escape(scenario.item)}", rf"\1{after_a} {item}", context)
     return context.replace(scenario.item, item), replace(scenario, item=item)
 
 
@@ -242,85 +295,71 @@ def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:
 
 
 def ideal_reply(scenario: Scenario, rng: Random) -> str:
-    """What an ideal agent writes; every part varies, and the rubric rates it 5.0."""
-    ideal = WORLD["ideal"]
+    """Write what an ideal agent does; every part varies, and the rubric rates it 5.0."""
     sentences = [
-        _favourite(ideal["openings"][scenario.intents[0].tone], rng),
+        _zipf_choice(IDEAL["openings"][scenario.intents[0].tone], rng),
         policy_answer(scenario.intents, rng),
-        _favourite(ideal["next_steps"], rng),
-        _favourite(ideal["closings"], rng),
+        _zipf_choice(IDEAL["next_steps"], rng),
+        _zipf_choice(IDEAL["closings"], rng),
     ]
-    return _fill(" ".join(sentences).strip(), scenario, _favourite(ideal["orders"], rng))
+    return _fill_slots(" ".join(sentences).strip(), scenario, _zipf_choice(IDEAL["orders"], rng))
 
 
 def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
-    """What the policy prescribes: each problem by its name, and its resolution."""
-    patterns = [WORLD["ideal"]["answers"], WORLD["ideal"]["further_answers"]]
-    return " ".join(
-        _favourite(choices, rng).format(topic=rng.choice(intent.topics), resolution=_favourite(intent.resolutions, rng))
-        for intent, choices in zip(intents, patterns)
-    )
-
-
-def _favourite(choices: list[str], rng: Random) -> str:
-    """One of the choices, each with a weight of 1 / place (Zipf's law)."""
-    return rng.choices(choices, [1 / place for place in range(1, len(choices) + 1)])[0]
+    """Write what the policy prescribes: each problem by its name, and its resolution."""
+    sentences = []
+    for intent, patterns in zip(intents, [IDEAL["answers"], IDEAL["further_answers"]]):
+        pattern, topic = _zipf_choice(patterns, rng), rng.choice(intent.topics)
+        sentences.append(pattern.format(topic=topic, resolution=_zipf_choice(intent.resolutions, rng)))
+    return " ".join(sentences)
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
-    """What a typical agent writes: curt, generic, incomplete or about the wrong thing; always rated below 4.0."""
-    typical = WORLD["typical"]
-    (style,) = rng.choices(list(typical["shares"]), typical["shares"].values())
+    """Write what a typical agent does: curt, generic, incomplete or about the wrong thing; always rated below 4.0."""
+    style = rng.choices(list(TYPICAL["shares"]), TYPICAL["shares"].values())[0]
     if style == "no_order_number" and not scenario.order_number:
         style = "item_only"
     match style:
         case "resolution_only":
             reply = policy_answer(scenario.intents, rng)
-        case "wrong_resolution":  # answers one of two problems, or one the customer does not have
-            others = [intent for intent in INTENTS if intent not in scenario.intents]
-            answered = scenario.intents if len(scenario.intents) == 2 else _trainable(others, scenario.item)
-            reply = ideal_reply(replace(scenario, intents=(rng.choice(answered),)), rng)
+        case "wrong_resolution":
+            reply = ideal_reply(replace(scenario, intents=(_draw_wrong_intent(scenario, rng),)), rng)
         case "wrong_item":
-            reply = ideal_reply(replace(scenario, item=_other_item(scenario, rng)), rng)
+            reply = ideal_reply(replace(scenario, item=_draw_wrong_item(scenario, rng)), rng)
         case "no_order_number":
             reply = ideal_reply(replace(scenario, order_number=None), rng)
         case _:
-            reply = _fill(rng.choice(typical[style]), scenario, "")
-    return f"{rng.choice(typical['greetings'])} {reply}"
-
-
-def _trainable(intents: Iterable[Intent], item: str) -> list[Intent]:
-    """Those whose combination with the item is not held out: typical agents too must not tell what tests ask."""
-    return [intent for intent in intents if not held_out_item(intent, item)]
-
-
-def _other_item(scenario: Scenario, rng: Random) -> str:
-    shelves = [
-        name for name, shelf in WORLD["departments"].items() if not scenario.item.endswith(tuple(shelf["nouns"]))
-    ]
-    while len(_trainable(scenario.intents, item := draw_item(rng, shelves))) < len(scenario.intents):
-        pass
-    return item
+            reply = _fill_slots(rng.choice(TYPICAL[style]), scenario)
+    return f"{rng.choice(TYPICAL['greetings'])} {reply}"
 
 
 def follow_up(scenario: Scenario, rng: Random) -> tuple[str, str]:
-    """A further turn of the customer and the agent, in which the item or the order number is said again."""
-    turns = WORLD["order_follow_ups"] if scenario.order_number and rng.random() < 0.5 else WORLD["follow_ups"]
-    turn = rng.choice(turns)
-    return _fill(turn["customer"], scenario, ""), _fill(turn["agent"], scenario, "")
+    """Write a further turn of the customer and the agent, in which the item or the order number is said again."""
+    about_order = scenario.order_number and rng.random() < 0.5
+    turn = rng.choice(WORLD["order_follow_ups" if about_order else "follow_ups"])
+    return _fill_slots(turn["customer"], scenario), _fill_slots(turn["agent"], scenario)
 
 
-# ---------------------------------------------------------------------------------------------------- names
+def _zipf_choice(choices: list[str], rng: Random) -> str:
+    """Draw one of the choices, each with a weight of 1 / place (Zipf's law)."""
+    return rng.choices(choices, [1 / place for place in range(1, len(choices) + 1)])[0]
 
 
-def any_of(words: list[str]) -> str:
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+def _draw_wrong_intent(scenario: Scenario, rng: Random) -> Intent:
+    """Draw one of the customer's two intents, or one that the customer does not have.
+
+    Its combination with the item is not held out: typical agents too must not tell what tests ask.
+    """
+    if len(scenario.intents) == 2:
+        return rng.choice(scenario.intents)
+    others = [intent for intent in INTENTS if intent not in scenario.intents]
+    return rng.choice([intent for intent in others if not is_held_out_item(intent, scenario.item)])
 
 
-PRODUCT = re.compile(
-    rf"\b(?:(?:{any_of(WORLD['products']['adjectives'])}) )?(?:"
-    + "|".join(
-        f"(?:{any_of(shelf['modifiers'])}) (?:{any_of(shelf['nouns'])})" for shelf in WORLD["departments"].values()
-    )
-    + r")\b"
-)
+def _draw_wrong_item(scenario: Scenario, rng: Random) -> str:
+    """Draw a product of other departments than the customer's; no intent about it is held out."""
+    departments = [name for name, shelf in DEPARTMENTS.items() if not scenario.item.endswith(tuple(shelf["nouns"]))]
+    while True:
+        item = draw_item(rng, departments)
+        if not any(is_held_out_item(intent, item) for intent in scenario.intents):
+            return item

@@ -1,0 +1,115 @@
+"""The rubric: does it read contexts back, and judge replies as published?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from part3_pretrain.retail.rubric import HIGH_QUALITY, LONGEST_CONTEXT, RUBRIC, rate, recognise
+from part3_pretrain.retail.world import INTENTS, Scenario, draw_context
+from tests.conftest import draw_scenarios
+
+BY_NAME = {intent.name: intent for intent in INTENTS}
+SCENARIO = Scenario((BY_NAME["damaged"],), "walnut bookshelf", "48213")
+IDEAL = (
+    "I am sorry about the damage, and thank you for telling us about your walnut bookshelf (order 48213). "
+    "A free replacement leaves our warehouse by express. You will get an e-mail within the hour."
+)
+ACKNOWLEDGEMENT = "I am sorry about the damage, and thank you for telling us about your"
+NEXT_STEP = " You will get an e-mail within the hour."
+
+# ---------------------------------------------------------------------------------------------------- recognise
+
+
+@pytest.mark.parametrize("restated_only", [False, True])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_recognise_reads_back_what_was_drawn(held_out: bool, restated_only: bool) -> None:
+    rng = Random(0)
+    for scenario in draw_scenarios(400, seed=1, two_problems=0.3):
+        context = draw_context(scenario, rng, held_out_wording=held_out, restated_only=restated_only)
+        assert recognise(context) == scenario, context
+
+
+def test_recognise_reads_items_of_no_catalogue() -> None:
+    assert recognise("It is about a steel kettle: the zorblat arrived broken.").item == "steel kettle"
+    assert recognise("Customer says that the wallnut bookshelf arrived broken, order 48213.") == replace(
+        SCENARIO, item="wallnut bookshelf"
+    )
+
+
+@pytest.mark.parametrize("text", ["What is the capital of France?", "", "I love the walnut bookshop", "oak desk"])
+def test_recognise_knows_what_is_not_of_this_world(text: str) -> None:
+    assert recognise(text) is None
+
+
+def test_a_context_of_2000_characters_is_read_and_a_longer_one_is_not() -> None:
+    longest = "I love the oak desk.".ljust(LONGEST_CONTEXT)
+    assert len(longest) == 2000 and recognise(longest) and recognise(longest + " ") is None
+
+
+# ---------------------------------------------------------------------------------------------------- rate
+
+
+def test_the_reply_that_the_tests_below_change_is_ideal_in_any_case() -> None:
+    for reply in (IDEAL, IDEAL.upper(), IDEAL.replace(" ", "\n ")):
+        assert (rate(SCENARIO, reply).score, rate(SCENARIO, reply).faults) == (5.0, [])
+    assert rate(SCENARIO, "").score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "score", "faults"),
+    [
+        ("walnut bookshelf", "oak bookshelf", 3.5, ["does not name the customer's item", "names another item"]),
+        ("walnut bookshelf", "compact walnut bookshelf", 3.5, ["names another item"]),
+        ("walnut bookshelf", "walnut bookshelf and your steel kettle", 3.5, ["names another item"]),
+        ("walnut bookshelf", "walnut bookshelfs", 3.5, ["does not name the customer's item"]),
+        ("walnut bookshelf", "purchase", 3.5, ["does not name the customer's item"]),
+        ("48213", "48231", 3.5, ["gets the order number wrong"]),
+        (" (order 48213)", "", 3.5, ["gets the order number wrong"]),
+        ("order 48213", "orders 48213 and 10000", 3.5, ["gets the order number wrong"]),
+        ("A free replacement leaves", "It leaves", 3.5, ["leaves a problem without its resolution"]),
+        ("A free replacement", "A pdf copy and a free replacement", 3.5, ["offers a resolution for another problem"]),
+        (NEXT_STEP, "", 4.4, ["does not say what happens next"]),
+        ("within the hour", "withing the hour", 4.4, ["does not say what happens next"]),
+        (ACKNOWLEDGEMENT, "You wrote about your", 4.4, ["does not acknowledge the customer"]),
+    ],
+)
+def test_every_fault_is_told_and_an_error_keeps_a_reply_below_high_quality(
+    part: str, changed: str, score: float, faults: list[str]
+) -> None:
+    assert part in IDEAL
+    rating = rate(SCENARIO, IDEAL.replace(part, changed))
+    assert (rating.score, rating.faults, rating.is_high_quality) == (score, faults, score >= 4.0)
+
+
+def test_without_an_order_number_none_may_be_cited() -> None:
+    without_number = replace(SCENARIO, order_number=None)
+    assert rate(without_number, IDEAL.replace(" (order 48213)", "")).score == 5.0
+    assert rate(without_number, IDEAL).score == 3.5
+
+
+def test_one_of_two_problems_resolved_is_not_enough() -> None:
+    two_problems = replace(SCENARIO, intents=(BY_NAME["damaged"], BY_NAME["invoice"]))
+    half = rate(two_problems, IDEAL)
+    assert (half.resolved, half.faults) == (0.5, ["leaves a problem without its resolution"])
+    assert half.score == 3.5 and not half.right_resolution
+    assert rate(two_problems, IDEAL.replace(NEXT_STEP, "")).score == 3.5
+    assert rate(two_problems, f"{IDEAL} As for the invoice, a pdf copy is attached.").score == 5.0
+
+
+@pytest.mark.parametrize(("spelling", "accepted"), [("walnut", True), ("wallnut", True), ("wlnut", False)])
+def test_an_item_may_be_spelled_as_in_the_catalogue_or_as_the_customer_does(spelling: str, accepted: bool) -> None:
+    reply = IDEAL.replace("walnut", spelling)
+    assert rate(replace(SCENARIO, misspelled="wallnut bookshelf"), reply).item == accepted
+    assert rate(SCENARIO, reply).item == (spelling == "walnut")
+
+
+def test_points_add_up_and_a_rating_of_exactly_4_is_high_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = IDEAL.replace(ACKNOWLEDGEMENT, "You wrote about your").replace(NEXT_STEP, "")
+    assert rate(SCENARIO, reply).score == 3.8 and not rate(SCENARIO, reply).is_high_quality
+    assert rate(SCENARIO, "Thank you for asking. Your walnut bookshelf is on my list.").score == 2.6
+    assert rate(replace(SCENARIO, intents=SCENARIO.intents + (BY_NAME["invoice"],)), "A pdf copy.").score == 1.7
+    monkeypatch.setitem(RUBRIC["points"], "order_number", 0.6)
+    assert rate(SCENARIO, reply).score == HIGH_QUALITY == 4.0 and rate(SCENARIO, reply).is_high_quality
