@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from part3_pretrain.runtime.training_state import TrainingState, digest_of_weigh
 from part4_sft import report
 from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.dataset import save_pairs
-from part4_sft.encoding import PairEncoder
+from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, evaluate, validate
 from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
-from part4_sft.training import History, train
+from part4_sft.training import History, Validate, train
 
 REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
 
@@ -66,8 +67,10 @@ def run(config: SFTConfig) -> dict[str, Any]:
     decides = deciding_options(config) | examples.digests
     decides["the digest of the weights to begin with"] = digest_of_weights(model)
     with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
+        validate_epoch = partial(validate, model, encoder, data["sft_validation"], examples.validation, config)
         with timed("fine_tuning", timing):
-            history = fine_tune(model, encoder, data, examples, config, state)
+            history = fine_tune(model, examples.training, config, timed("validation", timing)(validate_epoch), state)
+        timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
                 # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
@@ -92,23 +95,23 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
 
 def fine_tune(
-    model: Transformer, encoder: PairEncoder, data: Data, examples: EncodedData, config: SFTConfig, state: TrainingState
+    model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
 ) -> History:
-    """Train the model in place, and validate it before the first epoch and after each."""
+    """Train the model in place, with all that an option asks for around the loop: LoRA, TensorBoard."""
     board = None
     if config.tensorboard and distributed.rank() == 0:
         board = TensorBoard(config.tensorboard, config.learning_rate)
     lora = add_lora(model, config.lora_rank) if config.lora_rank else None
     model.gradient_checkpointing = config.gradient_checkpointing
 
-    def after_epoch(epoch: int, train_loss: float | None) -> dict[str, Any]:
-        entry = validate(model, encoder, data["sft_validation"], examples.validation, config, epoch, train_loss)
+    def validate_and_tell(epoch: int, train_loss: float | None) -> dict[str, Any]:
+        entry = validate(epoch, train_loss)
         log(report.describe_epoch(entry))
         if board:
             board.epoch(entry)
         return entry
 
-    history = train(model, examples.training, config, after_epoch, state, board.step if board else None)
+    history = train(model, examples, config, validate_and_tell, state, board.step if board else None)
     if lora:
         merge_lora(lora)
     return history
@@ -184,7 +187,7 @@ def save(
 
 @contextmanager
 def timed(stage: str, timing: dict[str, float]) -> Iterator[None]:
-    """Add the seconds that the block takes to its stage."""
+    """Add the seconds that the block, or each call of a decorated function, takes to its stage."""
     start = time.perf_counter()
     yield
     timing[stage] = round(timing.get(stage, 0.0) + time.perf_counter() - start, 2)
