@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from part3_pretrain.huggingface.read import read_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime.cli import UserError, first_line
 from part3_pretrain.runtime.files import atomic_write, cannot_read
+from part3_pretrain.runtime.safe_load import safe_load
 from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
-from part3_pretrain.weights import filled
+from part3_pretrain.weights import model_from_tensors
 
 FORMAT = 2
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """A model with its tokenizer.
 
     `made_by` tells how the weights came about, in plain values, such as the settings of the run. `hugging_face` holds
-    the files of settings of the Hugging Face folder that it came from, by name, so that it can go back there.
+    the settings files of the Hugging Face folder that the model came from, by name, so that it can go back there.
     """
 
     model: Transformer
@@ -35,7 +35,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the file whole or not at all."""
+    """Write the checkpoint to one file, whole or not at all. Raise UserError where it cannot be written."""
     contents = {
         "format": FORMAT,
         "model_config": asdict(checkpoint.model.config),
@@ -49,7 +49,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
-    """Reads a checkpoint or a Hugging Face folder; no code in it is run, and weights are in memory once.
+    """Read a checkpoint or a Hugging Face folder; no code in it is run, and weights are in memory once.
 
     Args:
         dtype: number format of the weights; None keeps that of the file.
@@ -65,40 +65,44 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         model, tokenizer, settings = read_folder(path, dtype)
         return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
     if not is_file:
-        advice = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
-        raise UserError(f"there is no file {path}: {advice}")
+        raise UserError(
+            f"there is no file {path}",
+            "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt",
+        )
+    contents = _read_contents(path)
     try:
-        check_sums(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = repr(contents["format"])
+        return _from_contents(contents, path.stat().st_size, dtype)
+    except KeyError as error:
+        raise UserError(f"{path} holds no {error}", "make it anew or name another") from error
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{path} cannot be used: {first_line(error)}", "make it anew or name another") from error
+
+
+def _read_contents(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote. Raise UserError where it is damaged or of another format."""
+    try:
+        contents = safe_load(path, mmap=True)
+        file_format = repr(contents["format"])  # as text, since a hostile file may hold a tensor there
     except OSError as error:
         raise cannot_read(path, error) from error
-    except Exception as error:  # torch and zipfile raise kinds of their own
-        reason = first_line(error)
-        if type(error).__name__ == "UnpicklingError":
-            reason = "it holds more than tensors and plain values, and what might be code is not run"
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason}); make it anew or name another") from error
-    if found != repr(FORMAT):
-        advice = "make it anew, or use the version that it was made with"
-        raise UserError(f"{path} has format {found:.20}, this version reads {FORMAT}; {advice}")
-    try:
-        weights = contents["weights"]
-        if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:
-            raise ValueError("its tensors claim to hold more numbers than the file does")
-        model = filled(ModelConfig(**contents["model_config"]), weights.items(), dtype)
-        tokenizer = load_tokenizer(contents["tokenizer"])
-        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
-        return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))
-    except KeyError as error:
-        raise UserError(f"{path} holds no {error}; make it anew or name another") from error
-    except Exception as error:  # the tokenizers library raises Exception itself
-        raise UserError(f"{path} cannot be used: {first_line(error)}; make it anew or name another") from error
+    except Exception as error:  # torch and zipfile raise many kinds
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({first_line(error)})", "make it anew or name another"
+        ) from error
+    if file_format != repr(FORMAT):
+        raise UserError(
+            f"{path} has format {file_format:.20}, this version reads {FORMAT}",
+            "make it anew, or use the version that it was made with",
+        )
+    return contents
 
 
-def check_sums(path: Path) -> None:
-    """Compares every tensor and all else with the checksums that `torch.save` stores, for `torch.load` does not."""
-    with zipfile.ZipFile(path) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise ValueError("it is compressed")  # torch.save never does that; a bomb would grow in memory
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged} does not fit")
+def _from_contents(contents: dict[str, Any], file_size: int, dtype: torch.dtype | None) -> Checkpoint:
+    """Put the parts of a file of `file_size` bytes together. Raise Exception, of many kinds, where they do not fit."""
+    weights = contents["weights"]
+    if sum(tensor.nbytes for tensor in weights.values()) > file_size:
+        raise ValueError("its tensors claim to hold more numbers than the file does")
+    model = model_from_tensors(ModelConfig(**contents["model_config"]), weights.items(), dtype)
+    tokenizer = load_tokenizer(contents["tokenizer"])
+    check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
+    return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))

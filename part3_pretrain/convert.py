@@ -1,12 +1,13 @@
-"""Checkpoints to Hugging Face folders and back: python -m part3_pretrain.convert to-hf checkpoints/sft_model.pt DIR"""
+"""Convert checkpoints to Hugging Face folders and back.
+
+python -m part3_pretrain.convert to-hf checkpoints/sft_model.pt outputs/my-model
+"""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
-from part3_pretrain.runtime.files import check_writable
 
 
 def main() -> None:
@@ -23,37 +24,22 @@ def main() -> None:
     from_hf = directions.add_parser("from-hf", help="Hugging Face folder to checkpoint")
     from_hf.add_argument("folder", type=Path, help="folder with config.json, *.safetensors and tokenizer.json")
     from_hf.add_argument("checkpoint", type=Path, help="file to write, such as checkpoints/mine.pt")
-    given = parser.parse_args()
-    if given.direction == "to-hf":
-        to_hugging_face(given)
-    else:
-        from_hugging_face(given)
+    arguments = parser.parse_args()
+    folder, file = arguments.folder, arguments.checkpoint
 
-
-def to_hugging_face(given: argparse.Namespace) -> None:
-    """Raises UserError where the checkpoint cannot be read or the folder cannot be written to."""
-    from part3_pretrain.checkpoint import load_checkpoint  # only now, since torch takes seconds to import
-    from part3_pretrain.huggingface.model_card import model_card
+    from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint  # imports torch, which takes seconds
     from part3_pretrain.huggingface.write import write_folder
 
-    checkpoint = load_checkpoint(given.checkpoint, dtype=None)
-    card = model_card(given.folder.resolve().name, checkpoint)
-    write_folder(given.folder, checkpoint.model, checkpoint.tokenizer, checkpoint.hugging_face, card)
-    print("written:", *sorted(given.folder.iterdir()))
-
-
-def from_hugging_face(given: argparse.Namespace) -> None:
-    """Raises UserError where the folder holds no model that can be used, or the file cannot be written."""
-    from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
-
-    if not given.folder.is_dir():
-        raise UserError(f"there is no folder {given.folder}; name one with config.json and *.safetensors")
-    if given.checkpoint.is_dir():
-        raise UserError(f"{given.checkpoint} is a folder; name a file in it")
-    checkpoint = load_checkpoint(given.folder, dtype=None)
-    check_writable(given.checkpoint.parent)
-    save_checkpoint(given.checkpoint, checkpoint)
-    print(f"written: {given.checkpoint}")
+    if arguments.direction == "to-hf":
+        write_folder(folder, load_checkpoint(file, dtype=None))
+        print("written:", *sorted(folder.iterdir()))
+    else:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}", "name one with config.json and *.safetensors")
+        if file.is_dir():
+            raise UserError(f"{file} is a folder", "name a file in it")
+        save_checkpoint(file, load_checkpoint(folder, dtype=None))
+        print(f"written: {file}")
 
 
 if __name__ == "__main__":

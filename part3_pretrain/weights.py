@@ -1,4 +1,4 @@
-"""Models from named tensors, one tensor in memory at a time besides the model itself."""
+"""Build a model from named tensors, with one of them in memory at a time besides the model itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from part3_pretrain.model import ModelConfig, Transformer
 
 
-def filled(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> Transformer:
-    """Makes a model whose weights are copies of the tensors.
+def model_from_tensors(
+    config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None
+) -> Transformer:
+    """Return a model whose weights are copies of the tensors.
 
     Args:
         tensors: by the names of `Transformer.named_parameters`; tied output embeddings may be given once more.
@@ -24,28 +26,30 @@ def filled(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: to
     """
     with torch.device("meta"):  # no memory for weights that would be overwritten
         model = Transformer(config)
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    repeated = None
+    missing = {name: parameter.shape for name, parameter in model.named_parameters()}
+    tied_head = None
     for name, tensor in tensors:
         if config.tie_embeddings and name == "lm_head.weight":
-            repeated = tensor
+            tied_head = tensor
             continue
-        if name not in wanted:
+        if name not in missing:
             raise ValueError(f"the tensor {name} is surplus: the config has no place for it")
-        if tensor.shape != wanted.pop(name):
-            shape = list(model.get_parameter(name).shape)
-            raise ValueError(f"the tensor {name} has the shape {list(tensor.shape)}; by the config it must be {shape}")
+        shape = missing.pop(name)
+        if tensor.shape != shape:
+            raise ValueError(
+                f"the tensor {name} has the shape {list(tensor.shape)}; by the config it must be {list(shape)}"
+            )
         if not tensor.is_floating_point():
             raise ValueError(f"the tensor {name} holds {tensor.dtype}; quantised weights are not supported")
         weight = tensor.to(dtype or tensor.dtype, copy=True)
         lowest, highest = weight.aminmax()  # unlike isfinite(), needs no memory beside the weight
         if not -math.inf < lowest <= highest < math.inf:
             raise ValueError(f"the tensor {name} holds NaN or infinite numbers")
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
-    if wanted:
-        raise ValueError(f"the tensor {min(wanted)} is missing")
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, nn.Parameter(weight))
+    if missing:
+        raise ValueError(f"the tensor {min(missing)} is missing")
     model.tie_embeddings()
-    if repeated is not None and not torch.equal(repeated.to(model.lm_head.weight.dtype), model.lm_head.weight):
+    if tied_head is not None and not torch.equal(tied_head.to(model.lm_head.weight.dtype), model.lm_head.weight):
         raise ValueError("lm_head.weight differs from the embeddings, though the config ties them")
     return model

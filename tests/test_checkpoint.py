@@ -1,9 +1,10 @@
-"""Checkpoints: what is saved comes back. What is damaged or hostile is in test_damaged_checkpoints."""
+"""What is saved comes back. What is damaged or hostile is in test_damaged_checkpoints."""
 
 from __future__ import annotations
 
 import os
 import pickle
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,65 +12,67 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.tokenizer import train_tokenizer
 
 MADE_BY = {"seed": 3, "learning_rate": 2e-3, "corpus": None}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the walnut bookshelf arrived broken"] * 10, 270)
+SETTINGS = {"config.json": {"model_type": "llama"}, "chat_template.jinja": "{{ messages }}"}
 
 
 @pytest.fixture
-def model(tokenizer: Tokenizer) -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(tokenizer.get_vocab_size(), 32, 48, 2, 4, 2))
+def checkpoint(tiny_model: Transformer, tokenizer: Tokenizer) -> Checkpoint:
+    return Checkpoint(deepcopy(tiny_model), tokenizer, MADE_BY, SETTINGS)
 
 
-@pytest.fixture
-def path(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
-    path = tmp_path / "new folder" / "model.pt"
-    save_checkpoint(path, Checkpoint(model, tokenizer, MADE_BY))
-    return path
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("asked", [{}, {"dtype": torch.bfloat16}, {"dtype": None}])
+def test_everything_comes_back(
+    checkpoint: Checkpoint, tmp_path: Path, saved: torch.dtype, asked: dict[str, torch.dtype | None]
+) -> None:
+    checkpoint.model.to(saved)
+    save_checkpoint(tmp_path / "new folder" / "model.pt", checkpoint)
+    loaded = load_checkpoint(tmp_path / "new folder" / "model.pt", **asked)
+    assert (loaded.model.config, loaded.made_by) == (checkpoint.model.config, MADE_BY)
+    assert loaded.hugging_face == SETTINGS
+    assert loaded.tokenizer.to_str() == checkpoint.tokenizer.to_str()
+    assert loaded.model.lm_head.weight is loaded.model.embed_tokens.weight
+    expected = checkpoint.model.to(asked.get("dtype", torch.float32) or saved)
+    torch.testing.assert_close(loaded.model.state_dict(), expected.state_dict(), rtol=0, atol=0)  # same dtype, too
 
 
-def test_everything_comes_back(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    checkpoint = load_checkpoint(path)
-    loaded, loaded_tokenizer = checkpoint.model, checkpoint.tokenizer
-    text = "the walnut <EOS> arrived"
-    ids = loaded_tokenizer.encode(text).ids
-    assert ids == tokenizer.encode(text).ids
-    tokens = torch.tensor([ids])
-    assert torch.equal(loaded.lm_head(loaded(tokens)), model.lm_head(model(tokens)))
-    assert loaded.config == model.config
-    assert loaded.lm_head.weight is loaded.embed_tokens.weight
-    assert checkpoint.made_by == MADE_BY
-
-
-def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing\.pt: .*python -m part3_pretrain\.pretrain"):
-        load_checkpoint(tmp_path / "missing.pt")
+def test_the_format_of_the_file_is_what_other_versions_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.pt", checkpoint)
+    contents = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert list(contents) == ["format", "model_config", "weights", "tokenizer", "made_by", "hugging_face"]
+    assert contents["format"] == 2 and "lm_head.weight" not in contents["weights"]  # tied embeddings are stored once
 
 
 def test_the_same_checkpoint_is_the_same_bytes_in_whichever_process(
-    tmp_path: Path, path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    save_checkpoint(tmp_path / "one.pt", checkpoint)
     monkeypatch.setattr(os, "getpid", lambda: 12345678)
-    save_checkpoint(tmp_path / "again.pt", Checkpoint(model, tokenizer, MADE_BY))
-    assert (tmp_path / "again.pt").read_bytes() == path.read_bytes()
+    save_checkpoint(tmp_path / "another.pt", checkpoint)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
 
 
-def test_a_save_that_fails_leaves_the_old_file_alone(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+def test_a_save_that_fails_leaves_the_old_file_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, checkpoint)
     before = path.read_bytes()
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        save_checkpoint(path, Checkpoint(model, tokenizer, {"cannot be saved": lambda: None}))
+        save_checkpoint(path, Checkpoint(checkpoint.model, checkpoint.tokenizer, {"cannot be saved": lambda: None}))
     assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_path_that_cannot_be_looked_at_is_told_as_such(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*; name a file that is there and may be read"):
-        load_checkpoint(tmp_path / ("a" * 300))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.pt", r"there is no file .*missing\.pt; .*python -m part3_pretrain\.pretrain"),
+        ("a" * 300, "cannot read .*; name a file that is there and may be read"),
+    ],
+)
+def test_a_path_without_a_file_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path / name)

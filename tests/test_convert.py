@@ -2,135 +2,142 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import partial
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from tokenizers import Tokenizer
 
 from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from part3_pretrain.huggingface.model_card import SETTING_NAMES, model_card
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Pair
-from part4_sft.encoding import PairEncoder
-from part4_sft.generation import Sampling
-from part4_sft.metrics import generate_replies
-from part4_sft.training import train
+from part4_sft.generation import Sampling, generate
+from tests.conftest import Command
 
-Command = Callable[..., tuple[int | str | None, str, str]]
-PAIRS = [Pair("My desk is late.", "I am sorry."), Pair("Where is my tent?", "It is on its way.")]
-
-
-@pytest.fixture
-def command(run_main: Command) -> Command:
-    return partial(run_main, convert.main)
+REPLIES = {"Customer: My desk is late.\nAgent:": " I am sorry.", "Customer: Where is it?\nAgent:": " On its way."}
 
 
 @pytest.fixture(scope="module")
-def fine_tuned(
-    tiny_checkpoint: Path, encoder: PairEncoder, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Transformer]:
-    """A checkpoint of a model that knows two replies by heart."""
-    checkpoint = load_checkpoint(tiny_checkpoint)
-    config = SFTConfig(learning_rate=1e-2, epochs=60)
-    train(checkpoint.model, encoder.encode_all(PAIRS), config, after_epoch=lambda epoch, loss: None)
-    settings = {name: getattr(config, name) for name in ("epochs", "learning_rate", "batch_size", "lora_rank", "dtype")}
-    settings |= {"data": None, "seed": 0, "temperature": 0.7, "prompt_template": config.prompt_template}
-    made_by = {
-        "from": "checkpoints/pretrained.pt",
-        "settings": settings,
-        "dataset": {"trained_on": 2, "sft_test": 200},
-        "results": {"pretrained": {"bleu": 0.125}, "sft": {"bleu": 0.5}},
-    }
-    path = tmp_path_factory.mktemp("fine-tuned") / "sft_model.pt"
-    save_checkpoint(path, Checkpoint(checkpoint.model, checkpoint.tokenizer, made_by))
-    return path, checkpoint.model.eval()
+def memorized(tiny_model: Transformer, tokenizer: Tokenizer) -> Checkpoint:
+    """A model that knows two replies by heart, and where they end."""
+    model = deepcopy(tiny_model)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for prompt, reply in list(REPLIES.items()) * 60:
+        ids = torch.tensor([tokenizer.encode(prompt).ids + tokenizer.encode(reply).ids + [1]])
+        loss = F.cross_entropy(model.lm_head(model(ids[:, :-1]))[0], ids[0, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return Checkpoint(model, tokenizer, {"seed": 0})
 
 
-def test_there_and_back_gives_the_same_weights_and_tokenizer(
-    command: Command, fine_tuned: tuple[Path, Transformer], tmp_path: Path
+def test_there_and_back_gives_the_same_bits_and_transformers_answers_the_same(
+    run_main: Command, memorized: Checkpoint, tmp_path: Path
 ) -> None:
-    path, model = fine_tuned
-    assert command("to-hf", path, tmp_path / "folder")[0] == 0
-    assert command("from-hf", tmp_path / "folder", tmp_path / "back.pt")[0] == 0
+    save_checkpoint(tmp_path / "model.pt", memorized)
+    status, printed, _ = run_main(convert.main, "to-hf", tmp_path / "model.pt", tmp_path / "folder")
+    assert status == 0 and str(tmp_path / "folder" / "model.safetensors") in printed
+    status, printed, _ = run_main(convert.main, "from-hf", tmp_path / "folder", tmp_path / "back.pt")
+    assert status == 0 and printed == f"written: {tmp_path / 'back.pt'}\n"
     back = load_checkpoint(tmp_path / "back.pt", dtype=None)
-    assert back.model.config == model.config
-    for name, weight in model.named_parameters():
+    assert back.model.config == memorized.model.config
+    for name, weight in memorized.model.named_parameters():
         assert torch.equal(back.model.get_parameter(name), weight), name
-    assert back.tokenizer.to_str() == load_checkpoint(path).tokenizer.to_str()
+    assert back.tokenizer.to_str() == memorized.tokenizer.to_str()
 
-    assert command("to-hf", tmp_path / "back.pt", tmp_path / "again")[0] == 0
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
-    assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "folder").iterdir())  # others may read them
+    run_main(convert.main, "to-hf", tmp_path / "back.pt", tmp_path / "again")
+    for file in (tmp_path / "folder").iterdir():
+        assert file.stat().st_mode & 0o444 == 0o444, "others may read it"
+        if file.name != "README.md":  # it tells where the model came from
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file
+
+    pipeline = transformers.pipeline("text-generation", model=str(tmp_path / "folder"))
+    for prompt in [*REPLIES, "Customer: My jam (order 48213) is late.\nAgent:"]:
+        (reply,) = generate(
+            memorized.model, [memorized.tokenizer.encode(prompt).ids], Sampling(temperature=0, max_new_tokens=40)
+        )
+        text = memorized.tokenizer.decode(reply.ids)
+        assert text == REPLIES.get(prompt, text)
+        (theirs,) = pipeline(prompt, do_sample=False, max_new_tokens=40, return_full_text=False)
+        assert theirs["generated_text"] == text
 
 
-def test_the_pipeline_of_transformers_answers_as_we_do(
-    command: Command, fine_tuned: tuple[Path, Transformer], encoder: PairEncoder, tmp_path: Path
+def test_number_formats_stay_as_they_are(run_main: Command, memorized: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "half.pt", replace(memorized, model=deepcopy(memorized.model).bfloat16()))
+    run_main(convert.main, "to-hf", tmp_path / "half.pt", tmp_path / "folder")
+    run_main(convert.main, "from-hf", tmp_path / "folder", tmp_path / "back.pt")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder").model.embed_tokens.weight
+    ours = load_checkpoint(tmp_path / "back.pt", dtype=None).model.embed_tokens.weight
+    assert ours.dtype == theirs.dtype == torch.bfloat16 and torch.equal(ours, theirs)
+
+
+settings = {name: getattr(SFTConfig(), name) for name in [*SETTING_NAMES, "temperature", "prompt_template"]}
+FINE_TUNED: dict[str, Any] = {
+    "from": "checkpoints/pretrained.pt",
+    "settings": settings | {"data": "data/mine.csv"},
+    "dataset": {"trained_on": 2, "sft_test": 200},
+    "results": {"pretrained": {"bleu": 0.125, "rated_4_or_more": 0.25}, "sft": {"bleu": 0.5, "rated_4_or_more": 1.0}},
+}
+CARDS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "fine-tuned": (
+        FINE_TUNED,
+        [
+            "Fine-tuned by `part4_sft` from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with",
+            "```\nCustomer: {context}\nAgent:\n```",
+            "- epochs: 5\n- learning rate: 5e-05\n",
+            "Replies to 200 held-out contexts, at temperature 0.7:\n\n",
+            "| measure | pretrained | sft |\n| --- | --- | --- |\n",
+            "| BLEU | 0.1250 | 0.5000 |\n| rated 4 or more | 0.2500 | 1.0000 |\n",
+        ],
+    ),
+    "on made data": (FINE_TUNED | {"settings": settings | {"data": None}}, ["pairs (synthetic retail support)"]),
+    "pretrained": ({"seed": 3}, ["Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"]),
+    "of a folder": ({"from": "models/SmolLM2"}, ["Converted from `SmolLM2`, which does not tell how it was made."]),
+}
+
+
+@pytest.mark.parametrize(("made_by", "parts"), CARDS.values(), ids=CARDS)
+def test_the_model_card_tells_how_the_model_was_made(
+    tiny_model: Transformer, tokenizer: Tokenizer, made_by: dict[str, Any], parts: list[str]
 ) -> None:
-    path, model = fine_tuned
-    command("to-hf", path, tmp_path)
-    pipeline = transformers.pipeline("text-generation", model=str(tmp_path))
-    asked = [*PAIRS, Pair("My jam is late.", ""), Pair("Where is it? (order 48213)", "")]
-    ours = generate_replies(model, encoder, asked, Sampling(temperature=0, max_new_tokens=40), seed=0).texts
-    assert ours[:2] == [pair.response for pair in PAIRS]
-    for pair, wanted in zip(asked, ours):
-        prompt = encoder.template.replace("{context}", pair.context)
-        (found,) = pipeline(prompt, do_sample=False, max_new_tokens=40, return_full_text=False)
-        assert found["generated_text"].strip() == wanted
-
-
-def test_the_model_card_tells_data_settings_and_results(
-    command: Command, fine_tuned: tuple[Path, Transformer], tmp_path: Path
-) -> None:
-    command("to-hf", fine_tuned[0], tmp_path / "my-agent")
-    card = (tmp_path / "my-agent" / "README.md").read_text(encoding="utf-8")
-    for told in ("# my-agent", "2 (context, response) pairs", "epochs: 60", "Customer: {context}\nAgent:", "0.5000"):
-        assert told in card
-
-
-def test_the_settings_of_a_hugging_face_folder_go_back_with_the_weights(
-    command: Command, tiny_model: Transformer, tokenizer: Tokenizer, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    command("to-hf", tiny_checkpoint, tmp_path / "in")
-    settings = tmp_path / "in" / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": "{{ messages }}"}))
-    command("from-hf", tmp_path / "in", tmp_path / "model.pt")
-    command("to-hf", tmp_path / "model.pt", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+    card = model_card("my-agent", Checkpoint(tiny_model, tokenizer, made_by))
+    assert card.startswith("---\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n")
+    assert "of the llama family with 39,840 parameters" in card
+    for part in parts:
+        assert part in card
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
-        (["to-hf", "missing.pt", "out"], "missing.pt"),
-        (["to-hf", "{checkpoint}", "a file"], "a file"),
-        (["from-hf", "missing", "out.pt"], "missing"),
-        (["from-hf", "empty", "out.pt"], "config.json"),
-        (["from-hf", "empty", "empty"], "is a folder"),
-        (["to-onnx", "a", "b"], "to-onnx"),
-        ([], "{to-hf,from-hf}"),
+        ("to-hf missing.pt out", "missing.pt"),
+        ("to-hf model.pt model.pt", "model.pt is there already"),
+        ("to-hf model.pt folder", "folder is there already"),
+        ("from-hf missing out.pt", "there is no folder missing"),
+        ("from-hf empty new/out.pt", "config.json"),
+        ("from-hf folder empty", "empty is a folder"),
+        ("from-hf folder model.pt/out.pt", "cannot write model.pt/out.pt"),
+        ("to-onnx a b", "to-onnx"),
+        ("", "{to-hf,from-hf}"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
-    command: Command,
-    tiny_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    complaint: str,
+    run_main: Command, memorized: Checkpoint, tmp_path: Path, monkeypatch: Any, arguments: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("a file").write_text("precious")
+    write_folder(Path("folder"), memorized)
+    save_checkpoint(Path("model.pt"), memorized)
     Path("empty").mkdir()
-    given = (argument.replace("{checkpoint}", str(tiny_checkpoint)) for argument in arguments)
-    status, _, complained = command(*given)
+    before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
+    status, _, errors = run_main(convert.main, *arguments.split())
     assert status == 2
-    assert complained.startswith("error:") and complained.count("\n") == 1 and complaint in complained
-    assert {path.name for path in tmp_path.iterdir()} == {"a file", "empty"} and not list(Path("empty").iterdir())
+    assert errors.startswith("error:") and errors.count("\n") == 1 and message in errors
+    assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before

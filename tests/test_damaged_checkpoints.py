@@ -1,4 +1,4 @@
-"""Hostile and damaged models through the real command line: each ends in one `error:` line, before any training.
+"""Damaged, hostile and unsupported models are refused in one line, and no code in them is run.
 
 A checkpoint is one file; a Hugging Face model is a folder. Undamaged ones are in test_checkpoint and test_huggingface.
 """
@@ -19,36 +19,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from torch import Tensor
 
-from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft import sft
+from tests.conftest import Command
 
-Command = Callable[..., tuple[int | str | None, str, str]]
-Refusal = Callable[[Path], str]
-
-
-@pytest.fixture
-def refusal(run_main: Command, tmp_path: Path) -> Refusal:
-    """Fine-tunes the model at a path, which must fail; returns the one line that the user is told."""
-    data, out = tmp_path / "pairs.jsonl", tmp_path / "out"
-    data.write_text("\n".join(json.dumps({"context": f"Where is {n}?", "response": "Here."}) for n in range(3)))
-
-    def of(path: Path) -> str:
-        given = ["--data", data, "--out-dir", out, "--checkpoint-dir", out]
-        status, _, told = run_main(sft.main, "--model", path, *given)
-        assert status == 2 and told.startswith("error: ") and str(path) in told
-        assert told.count("\n") == 1 and len(told) < len(str(path)) + 500
-        assert not out.exists()
-        return told
-
-    return of
-
-
-# ---------------------------------------------------------------------------------------------------- one file
+Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
@@ -58,50 +38,23 @@ def path(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file(path: Path, refusal: Refusal, share: float) -> None:
-    contents = path.read_bytes()
-    path.write_bytes(contents[: int(share * len(contents))])
-    assert "is damaged or not a checkpoint" in refusal(path)
+@pytest.fixture
+def folder(tiny_model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    write_folder(tmp_path / "model", Checkpoint(tiny_model, tokenizer, {}))
+    return tmp_path / "model"
 
 
-def test_a_text_file(path: Path, refusal: Refusal) -> None:
-    path.write_text("Dear shop,\nmy bookshelf is broken.\n", encoding="utf-8")
-    assert "is damaged or not a checkpoint" in refusal(path)
+def refusal(path: Path) -> str:
+    """Load a model, which must fail; return the line that the user is told."""
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert str(path) in message and len(message) < len(str(path)) + 500 and len(message.splitlines()) == 1
+    return message
 
 
-def test_a_flipped_bit_in_any_tensor_is_found(path: Path, refusal: Refusal) -> None:
-    contents = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
-    assert len(tensors) > 10
-    for numbers in tensors:
-        damaged = bytearray(contents)
-        damaged[contents.index(numbers) + len(numbers) // 2] ^= 1
-        path.write_bytes(damaged)
-        torch.load(path, weights_only=True, mmap=True)  # does not see it
-        assert "checksum" in refusal(path)
-
-
-def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(path: Path) -> None:
-    """Nothing hangs on a few bytes, such as those between two tensors."""
-    contents, wanted = path.read_bytes(), load_checkpoint(path)
-    rng, refused = Random(0), 0
-    for first in [0] * 40 + [len(contents) - 2000] * 40:  # the directory is at the end
-        place = rng.randrange(first, len(contents))
-        damaged = bytearray(contents)
-        damaged[place] ^= 1 << rng.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            found = load_checkpoint(path)
-        except UserError:
-            refused += 1
-            continue
-        assert (found.model.config, found.made_by) == (wanted.model.config, wanted.made_by), place
-        assert found.tokenizer.to_str() == wanted.tokenizer.to_str(), place
-        for name, weight in wanted.model.named_parameters():
-            assert torch.equal(found.model.get_parameter(name), weight), (place, name)
-    assert refused > 40
+def truncate(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
 class RunsCode:
@@ -114,142 +67,231 @@ class RunsCode:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.parametrize("fault", ["damaged checkpoint", "hostile checkpoint", "damaged folder"])
+def test_the_command_ends_in_one_line_and_writes_nothing(
+    run_main: Command, path: Path, folder: Path, tmp_path: Path, fault: str
+) -> None:
+    model = folder if fault == "damaged folder" else path
+    if fault == "hostile checkpoint":
+        torch.save({"format": 2, "made_by": RunsCode(tmp_path / "made by the file")}, path)
+    else:
+        truncate(path if model == path else folder / "model.safetensors", 0.5)
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    data.write_text("\n".join(json.dumps({"context": f"Where is {n}?", "response": "Here."}) for n in range(3)))
+    before = set(tmp_path.rglob("*"))
+    status, _, errors = run_main(sft.main, "--model", model, "--data", data, "--out-dir", out, "--checkpoint-dir", out)
+    assert status == 2 and errors.startswith(f"error: {model} ") and errors.count("\n") == 1
+    assert set(tmp_path.rglob("*")) == before
+
+
+# ---------------------------------------------------------------------------------------------------- one file
+
+
 @pytest.mark.parametrize(
-    ("write", "named"),
+    ("write", "message"),
     [
-        (lambda thing, path: path.write_bytes(pickle.dumps(thing, protocol=2)), "not a checkpoint"),
-        (torch.save, "what might be code is not run"),
+        (lambda contents, path: path.write_bytes(pickle.dumps(contents, protocol=2)), "not a zip file"),
+        (torch.save, "it holds more than tensors and plain values, and what might be code is not run"),
     ],
     ids=["pickle", "torch"],
 )
-def test_code_in_a_file_is_not_run(tmp_path: Path, refusal: Refusal, write: Any, named: str) -> None:
-    folder, path = tmp_path / "made by the file", tmp_path / "model.pt"
-    write({"format": 2, "model_config": RunsCode(folder)}, path)
-    assert named in refusal(path)
-    assert not folder.exists()
+def test_code_in_a_checkpoint_or_training_state_is_not_run(tmp_path: Path, write: Any, message: str) -> None:
+    path, made = tmp_path / "model.pt", tmp_path / "made by the file"
+    write({"format": 2, "run": {}, "values": {}, "weights": RunsCode(made)}, path)
+    assert message in refusal(path)
+    with pytest.raises(UserError, match=f"{path} is damaged .*{message}.*start anew without --resume"):
+        TrainingState(path, {}, resume=True)
+    assert not made.exists()
     with suppress(RuntimeError):
         torch.load(path, weights_only=False)  # a careless reader runs it
-    assert folder.exists()
+    assert made.exists()
 
 
-def test_a_compressed_file_is_refused_before_it_grows_in_memory(path: Path, refusal: Refusal) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file(path: Path, share: float) -> None:
+    truncate(path, share)
+    assert "is damaged or not a checkpoint" in refusal(path)
+
+
+def test_a_flipped_bit_in_any_tensor_is_found(path: Path) -> None:
+    contents = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
+    assert len(tensors) > 10
+    for tensor in tensors:
+        damaged = bytearray(contents)
+        damaged[contents.index(tensor) + len(tensor) // 2] ^= 1
+        path.write_bytes(damaged)
+        torch.load(path, weights_only=True, mmap=True)  # does not see it
+        assert "the checksum of archive/data/" in refusal(path)
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(path: Path) -> None:
+    """Nothing hangs on a few bytes, such as those between two tensors."""
+    contents, whole = path.read_bytes(), load_checkpoint(path)
+    rng, refused = Random(0), 0
+    for first in [0] * 40 + [len(contents) - 2000] * 40:  # the directory is at the end
+        damaged = bytearray(contents)
+        damaged[rng.randrange(first, len(contents))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path)
+        except UserError:
+            refused += 1
+            continue
+        assert (loaded.model.config, loaded.made_by) == (whole.model.config, whole.made_by)
+        assert loaded.tokenizer.to_str() == whole.tokenizer.to_str()
+        torch.testing.assert_close(loaded.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert refused > 40
+
+
+def test_a_compressed_file_is_refused_before_it_grows_in_memory(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10**7)
     assert "it is compressed" in refusal(path)
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_another_format_is_told_as_such(path: Path, refusal: Refusal, number: int) -> None:
-    torch.save(torch.load(path, weights_only=True) | {"format": number}, path)
-    told = refusal(path)
-    assert f"has format {number}, this version reads 2; " in told and "damaged" not in told
-
-
-def weight(change: Callable[[Tensor], Tensor], name: str = "norm.weight") -> Callable[[dict[str, Any]], None]:
-    """Changes one tensor of a checkpoint's contents."""
-
-    def changes(contents: dict[str, Any]) -> None:
-        contents["weights"][name] = change(contents["weights"][name].detach().clone())
-
-    return changes
-
-
-def setting(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda contents: contents["model_config"].update(changes)
-
-
-def put(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda contents: contents.update(changes)
-
-
-def without(key: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda contents: contents.pop(key)
-
-
-WRONG_CONTENTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no format": (without("format"), "is damaged or not a checkpoint ('format')"),
-    "no weights": (put(weights={}), "the tensor embed_tokens.weight is missing"),
-    "no weights at all": (without("weights"), "holds no 'weights'"),
-    "weights that are no table": (put(weights=[1]), "cannot be used"),
-    "a number for a tensor": (put(weights={"norm.weight": 3}), "cannot be used"),
-    "a NaN": (weight(lambda w: w.index_fill(0, torch.tensor([3]), torch.nan)), "norm.weight holds NaN or infinite"),
-    "an infinity": (weight(lambda w: w.index_fill(0, torch.tensor([3]), -torch.inf)), "norm.weight holds NaN or infin"),
-    "too large for float32": (weight(lambda w: w.double() * 1e300), "norm.weight holds NaN or infinite"),
-    "a wrong shape": (weight(lambda w: w[:-1]), "norm.weight has the shape [31]; by the config it must be [32]"),
-    "integers": (weight(lambda w: w.char()), "norm.weight holds torch.int8"),
-    "no numbers": (weight(lambda w: w.to("meta")), "cannot be used"),
-    "sizes that lie": (
-        weight(lambda w: torch.ones(1).expand(10**6, 10**6), "embed_tokens.weight"),
-        "its tensors claim to hold more numbers than the file does",
-    ),
-    "another size": (setting(hidden_size=64), "by the config it must be "),
-    "an unknown setting": (setting(flavour="vanilla"), "'flavour'"),
-    "a size of 0": (setting(max_positions=0), "whole numbers above 0"),
-    "a billion layers": (setting(num_layers=10**9), "1000000000 layers"),
-    "a head as wide as the memory": (setting(head_dim=10**10), "heads of 10000000000"),
-    "3 key-value heads": (setting(num_kv_heads=3), "cannot share 3 key-value heads"),
-    "a setting that is NaN": (setting(norm_eps=float("nan")), "norm_eps"),
-    "an <EOS> beyond the vocabulary": (setting(eos_ids=(600,)), "must be there and below vocab_size = 600"),
-    "a <PAD> beyond the vocabulary": (setting(pad_id=600), "must be there and below vocab_size = 600"),
-    "no <EOS>": (setting(eos_ids=()), "must be there and below vocab_size = 600"),
-    "another family": (setting(family="gpt"), "its family is 'gpt'"),
-    "no tokenizer": (without("tokenizer"), "holds no 'tokenizer'"),
-    "a tokenizer that is none": (put(tokenizer="{}"), "cannot be used: Model missing"),
-    "a tokenizer of 10 MB of junk": (put(tokenizer="[" * 10**7), "cannot be used: "),
-    "a tokenizer without tokens": (put(tokenizer=Tokenizer(models.BPE()).to_str()), "makes no token of a text"),
-    "no history": (put(made_by=None), "cannot be used"),
-}
-
-
-@pytest.mark.parametrize(("change", "named"), WRONG_CONTENTS.values(), ids=WRONG_CONTENTS)
-def test_contents_that_do_not_fit_together(
-    path: Path, refusal: Refusal, change: Callable[[dict[str, Any]], Any], named: str
-) -> None:
-    contents = torch.load(path, weights_only=True)
-    contents["weights"] = dict(contents["weights"])
-    change(contents)
-    torch.save(contents, path)
-    assert named in refusal(path)
-
-
 @pytest.mark.parametrize("contents", [[1, 2], {"weights": {}}, None])
-def test_a_file_of_something_else(path: Path, refusal: Refusal, contents: Any) -> None:
+def test_a_file_of_something_else(path: Path, contents: Any) -> None:
     torch.save(contents, path)
     assert "is damaged or not a checkpoint" in refusal(path)
 
 
-def test_a_tokenizer_larger_than_the_model(
-    path: Path, refusal: Refusal, tiny_model: Transformer, tokenizer: Tokenizer
-) -> None:
-    larger = Tokenizer.from_str(tokenizer.to_str())
-    larger.add_tokens(["sofa", "lamp"])
-    save_checkpoint(path, Checkpoint(tiny_model, larger, {}))
-    assert "the tokenizer has an entry 601, but the model only 600 embeddings" in refusal(path)
+def put(**changes: Any) -> Change:
+    return lambda contents: contents.update(changes)
+
+
+def shape(**changes: Any) -> Change:
+    return lambda contents: contents["model_config"].update(changes)
+
+
+def weight(change: Callable[[torch.Tensor], torch.Tensor], name: str = "norm.weight") -> Change:
+    return lambda contents: contents["weights"].update({name: change(contents["weights"][name].data)})
+
+
+WRONG_CONTENTS: dict[str, tuple[Change, str]] = {
+    "format 1": (put(format=1), "has format 1, this version reads 2; make it anew, or use the version"),
+    "format 3": (put(format=3), "has format 3, this version reads 2"),
+    "a tensor as format": (put(format=torch.ones(2)), "has format tensor([1., 1.]), this version reads 2"),
+    "no weights": (lambda contents: contents.pop("weights"), "holds no 'weights'; make it anew or name another"),
+    "no tokenizer": (lambda contents: contents.pop("tokenizer"), "holds no 'tokenizer'"),
+    "no tensors": (put(weights={}), "the tensor embed_tokens.weight is missing"),
+    "weights that are no table": (put(weights=[1]), "cannot be used"),
+    "a number for a tensor": (put(weights={"norm.weight": 3}), "cannot be used"),
+    "a NaN": (weight(lambda w: w.index_fill(0, torch.tensor([3]), torch.nan)), "norm.weight holds NaN or infinite"),
+    "infinity": (weight(lambda w: w.index_fill(0, torch.tensor([3]), torch.inf)), "norm.weight holds NaN or infinite"),
+    "-infinity": (weight(lambda w: w.index_fill(0, torch.tensor([3]), -torch.inf)), "norm.weight holds NaN or infin"),
+    "too large for float32": (weight(lambda w: w.double() * 1e300), "norm.weight holds NaN or infinite"),
+    "a wrong shape": (weight(lambda w: w[:-1]), "norm.weight has the shape [31]; by the config it must be [32]"),
+    "integers": (weight(lambda w: w.char()), "norm.weight holds torch.int8; quantised weights are not supported"),
+    "no numbers": (weight(lambda w: w.to("meta")), "cannot be used"),
+    "sizes that lie": (weight(lambda w: torch.ones(1).expand(10**6, 10**6)), "claim to hold more numbers than the"),
+    "another size": (shape(hidden_size=64), "by the config it must be "),
+    "an unknown setting": (shape(flavour="vanilla"), "'flavour'"),
+    "a size of 0": (shape(max_positions=0), "whole numbers above 0"),
+    "a billion layers": (shape(num_layers=10**9), "1000000000 layers"),
+    "a head as wide as the memory": (shape(head_dim=10**10), "heads of 10000000000"),
+    "3 key-value heads": (shape(num_kv_heads=3), "cannot share 3 key-value heads"),
+    "a setting that is NaN": (shape(norm_eps=float("nan")), "norm_eps"),
+    "an <EOS> beyond the vocabulary": (shape(eos_ids=(600,)), "must be there and below vocab_size = 600"),
+    "a <PAD> beyond the vocabulary": (shape(pad_id=600), "must be there and below vocab_size = 600"),
+    "no <EOS>": (shape(eos_ids=()), "must be there and below vocab_size = 600"),
+    "another family": (shape(family="gpt"), "its family is 'gpt'"),
+    "a tokenizer that is none": (put(tokenizer="{}"), "cannot be used: Model missing"),
+    "a tokenizer of 10 MB of junk": (put(tokenizer="[" * 10**7), "cannot be used: "),
+    "a tokenizer that does not fit": (put(tokenizer=Tokenizer(models.BPE()).to_str()), "makes no token of a text"),
+    "no history": (put(made_by=None), "cannot be used"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_CONTENTS.values(), ids=WRONG_CONTENTS)
+def test_contents_that_do_not_fit_together(path: Path, change: Change, message: str) -> None:
+    contents = torch.load(path, weights_only=True)
+    change(contents)
+    torch.save(contents, path)
+    assert message in refusal(path)
 
 
 # ---------------------------------------------------------------------------------------------------- a folder
 
-
-@pytest.fixture
-def folder(tiny_model: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    write_folder(tmp_path / "model", tiny_model, tokenizer, {}, "")
-    return tmp_path / "model"
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}  # and the length before
+UNSUPPORTED = ["hidden_act", "attention_bias", "mlp_bias", "attention_dropout", "quantization_config"]
+UNSUPPORTED += ["rope_interleaved", "partial_rotary_factor", "num_local_experts", "num_experts", "no_rope_layers"]
 
 
-def edit_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes the header of a safetensors file: 8 bytes of its length, JSON, and then the numbers."""
-    contents = path.read_bytes()
-    end = 8 + int.from_bytes(contents[:8], "little")
-    header = json.loads(contents[8:end])
-    change(header)
-    written = json.dumps(header).encode()
-    path.write_bytes(len(written).to_bytes(8, "little") + written + contents[end:])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *[({key: 0.5}, f"config.json asks for {key} = 0.5, which is not supported") for key in UNSUPPORTED],
+        ({"model_type": "mixtral"}, 'its model_type is "mixtral"; those that can be used are llama, mistral, '),
+        ({"model_type": ...}, "its model_type is null"),
+        ({"use_sliding_window": True, "sliding_window": 511}, "it attends to a sliding window (sliding_window = 511)"),
+        ({"model_type": "mistral", "sliding_window": 511}, "sliding window"),
+        ({"model_type": "mistral", "max_position_embeddings": 4097}, "sliding window (sliding_window = 4096)"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = sliding_attention, which is"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 'rope scaling of type "yarn"; only llama3 is supported'),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, '"linear"'),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "asks for partial_rotary_factor in its rope scaling"),
+        ({"rope_parameters": LLAMA3}, "must give original_max_position_embeddings as a number above 0, not null"),
+        ({"rope_parameters": LLAMA3 | {"factor": 0}}, "must give factor as a number above 0, not 0"),
+        ({"rope_parameters": "long"}, "a value in its JSON files is of the wrong kind ("),
+        ({"rope_theta": -1}, "rope_theta"),
+        *[({"rms_norm_eps": value}, "rms_norm_eps") for value in (None, [1], float("nan"), float("inf"))],
+        ({"num_key_value_heads": -2}, "must give num_key_value_heads as a whole number above 0, not -2"),
+        ({"num_key_value_heads": 3}, "4 heads of width 8 cannot share 3 key-value heads"),
+        ({"head_dim": 0}, "head_dim"),
+        ({"hidden_size": "many"}, 'hidden_size as a whole number above 0, not "many"'),
+        *[({"num_hidden_layers": value}, "num_hidden_layers as a whole number above 0") for value in (..., True, 2.0)],
+        ({"num_hidden_layers": 10**9}, "1000000000 layers"),
+        ({"num_hidden_layers": 3}, "the tensor layers.2.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 1}, "the tensor layers.1.input_layernorm.weight is surplus: the config has no place"),
+        ({"model_type": "qwen2"}, "the tensor layers.0.self_attn.k_proj.bias is missing"),
+        ({"vocab_size": 599}, "entry 599, but the model only 599 embeddings"),
+        ({"vocab_size": 700}, "embed_tokens.weight has the shape [600, 32]; by the config it must be [700, 32]"),
+        ({"vocab_size": 10**18}, "wrong kind"),
+        ({"vocab_size": 10**30}, "wrong kind"),
+        ({"eos_token_id": 640}, "below vocab_size = 600"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_cannot_be_computed_is_refused_by_name(folder: Path, changes: dict[str, Any], message: str) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    assert message in refusal(folder)
+
+
+def test_a_folder_that_names_no_end_of_text_token(folder: Path) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {"eos_token_id": None, "eos_token": None}))
+    assert "no file names its end-of-text token; set eos_token_id in config.json" in refusal(folder)
 
 
 NORM, EMBEDDINGS = "model.norm.weight", "model.embed_tokens.weight"
-LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(NORM), "the tensor norm.weight is missing"),
+        (lambda weights: weights.update({"a\nb": weights[NORM].clone()}), "the tensor a"),  # and in one line
+        (lambda weights: weights.update({NORM: torch.ones(31)}), "the tensor norm.weight has the shape [31]"),
+        (lambda weights: weights.update({NORM: torch.ones(32).char()}), "norm.weight holds torch.int8; quantised"),
+        (lambda weights: weights.update({"lm_head.weight": torch.ones(600, 32)}), "differs from the embeddings"),
+        (lambda weights: weights[EMBEDDINGS][300].fill_(torch.nan), "embed_tokens.weight holds NaN or infinite numb"),
+    ],
+    ids=["missing", "surplus", "shape", "integers", "untied", "NaN"],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(folder: Path, change: Change, message: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert message in refusal(folder)
+
+
+LIES: dict[str, Change] = {
     "a larger shape": lambda header: header[NORM].update(shape=[10**12]),
-    "a shape whose product is past 64 bits": lambda header: header[NORM].update(shape=[2**40, 2**40]),
+    "a shape past 64 bits": lambda header: header[NORM].update(shape=[2**40, 2**40]),
     "a negative shape": lambda header: header[NORM].update(shape=[-32]),
     "an end past the file's": lambda header: header[NORM].update(data_offsets=[0, 10**15]),
     "an end before the beginning": lambda header: header[NORM].update(data_offsets=[128, 0]),
@@ -262,65 +304,65 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_a_safetensors_header_that_lies(folder: Path, refusal: Refusal, lie: Callable[[dict[str, Any]], Any]) -> None:
-    edit_header(folder / "model.safetensors", lie)
-    assert "model.safetensors is damaged or not a safetensors file" in refusal(folder)
-
-
-@pytest.mark.parametrize("length", [0, 7, 10**8, 2**63, 2**64 - 1])
-def test_a_safetensors_header_of_another_length(folder: Path, refusal: Refusal, length: int) -> None:
+@pytest.mark.parametrize("lie", [*LIES, 0, 7, 10**8, 2**63, 2**64 - 1])
+def test_a_safetensors_header_that_lies(folder: Path, lie: str | int) -> None:
+    """About the tensors, or about its own length."""
     path = folder / "model.safetensors"
-    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    contents = path.read_bytes()
+    end = 8 + int.from_bytes(contents[:8], "little")  # 8 bytes of the header's length, the header in JSON, the numbers
+    header = json.loads(contents[8:end])
+    if isinstance(lie, str):
+        LIES[lie](header)
+    text = json.dumps(header).encode()
+    length = lie if isinstance(lie, int) else len(text)
+    path.write_bytes(length.to_bytes(8, "little") + text + contents[end:])
     assert "model.safetensors is damaged or not a safetensors file" in refusal(folder)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_safetensors(folder: Path, refusal: Refusal, share: float) -> None:
-    contents = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(contents[: int(share * len(contents))])
-    assert "model.safetensors is damaged or not a safetensors file" in refusal(folder)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99, None])
+def test_missing_and_truncated_files_are_refused(folder: Path, name: str, share: float | None) -> None:
+    if share is None:
+        (folder / name).unlink()
+    else:
+        truncate(folder / name, share)
+    assert name in refusal(folder)
 
 
-@pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_a_number_in_safetensors_that_is_none(folder: Path, refusal: Refusal, number: float) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights[EMBEDDINGS][300, 7] = number
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "the tensor embed_tokens.weight holds NaN or infinite numbers" in refusal(folder)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("junk", "messages"),
+    [
+        (b"[" * 10**6, ["is not JSON (", "is damaged or not a tokenizer ("]),
+        (b" " * 10**6, ["is not JSON (", "is damaged or not a tokenizer ("]),
+        (b'{"model": "' + b"a" * 10**6 + b'"}', ["its model_type is null", "is damaged or not a tokenizer ("]),
+        (b"[1]", ["must hold a JSON object; copy it anew", "is damaged or not a tokenizer ("]),
+        (b"{}\xff", ["is not UTF-8 text (byte 2); copy it anew"]),
+        (b" " * (2**26 + 1), ["is longer than 64 MiB, too long to be genuine; copy it anew"]),
+    ],
+    ids=["nested", "spaces", "a long word", "no object", "no text", "too long to be read"],
+)
+def test_junk_in_the_place_of_json(folder: Path, name: str, junk: bytes, messages: list[str]) -> None:
+    (folder / name).write_bytes(junk)
+    assert messages[0 if name == "config.json" else -1] in refusal(folder)
 
 
-def test_a_name_of_a_tensor_in_two_lines_is_told_in_one(folder: Path, refusal: Refusal) -> None:
-    edit_header(folder / "model.safetensors", lambda header: header.update({"a\nb": header.pop(NORM)}))
-    assert "the tensor a" in refusal(folder)
+def test_a_tokenizer_that_does_not_fit_the_model(folder: Path, tokenizer: Tokenizer) -> None:
+    larger = Tokenizer.from_str(tokenizer.to_str())
+    larger.add_tokens(["sofa", "lamp"])
+    larger.save(str(folder / "tokenizer.json"))
+    assert "the tokenizer has an entry 601, but the model only 600 embeddings" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
-def test_100_mb_of_junk_are_not_even_read(folder: Path, refusal: Refusal, name: str) -> None:
-    with (folder / name).open("wb") as file:
-        file.write(b'{"model": {"type": "BPE", "vocab": {')
-        file.truncate(100 * 10**6)
-    assert f"{name} is longer than 64 MiB" in refusal(folder)
-
-
-@pytest.mark.parametrize("junk", [b"[" * 10**6, b" " * 10**6, b"\xff" * 10**6, b'{"model": "' + b"a" * 10**6 + b'"}'])
-def test_junk_that_is_short_enough_to_be_read(folder: Path, refusal: Refusal, junk: bytes) -> None:
-    (folder / "tokenizer.json").write_bytes(junk)
-    assert "tokenizer.json is " in refusal(folder)
-
-
-def test_an_end_of_text_token_that_a_text_could_hold(folder: Path, refusal: Refusal) -> None:
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    for token in tokenizer["added_tokens"]:
-        token["special"] = False
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert 'takes "<EOS>" in a text for the end' in refusal(folder)
-
-
-def test_a_tokenizer_on_which_the_library_itself_fails(folder: Path) -> None:
-    """It says so in lines of its own, which cannot be kept back, before ours."""
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["continuing_subword_prefix"] = "x" * 50
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match=r"tokenizer\.json is damaged or not a tokenizer"):
-        load_checkpoint(folder)
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "../model.safetensors"}, "must name the files of this folder that hold the tensors"),
+        ({}, "must name the files of this folder that hold the tensors"),
+        ({"a": "gone.safetensors"}, "gone.safetensors is missing; weights in other formats have to be saved as"),
+        (["model.safetensors"], "wrong kind"),
+    ],
+)
+def test_an_index_may_only_name_files_of_the_folder(folder: Path, weight_map: Any, message: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert message in refusal(folder)

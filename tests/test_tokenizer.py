@@ -1,21 +1,26 @@
-"""The tokenizer: nothing is lost, and nobody can write a control token."""
+"""The tokenizer: no text is lost, nobody can write a control token, and one that does not fit the model is refused."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
-from part3_pretrain.tokenizer import EOS, PAD, load_tokenizer, train_tokenizer
+from part3_pretrain.tokenizer import EOS, PAD, check_tokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = ["Customer: the walnut bookshelf arrived broken (order 48213).", "Agent: I am sorry about order 48213."] * 20
 
 
-@pytest.fixture(scope="module", params=["trained", "loaded"])
+@pytest.fixture(params=["trained", "loaded", "cut and padded"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    trained = train_tokenizer(TEXTS, 330)
-    return trained if request.param == "trained" else load_tokenizer(trained.to_str())
+    tokenizer = train_tokenizer(TEXTS, 330)
+    if request.param == "cut and padded":  # as other people's files may ask for
+        tokenizer.enable_truncation(4)
+        tokenizer.enable_padding(length=50)
+    return tokenizer if request.param == "trained" else load_tokenizer(tokenizer.to_str())
 
 
 @pytest.mark.parametrize(
@@ -23,21 +28,25 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     [
         "",
         "  two  spaces ",
-        "Gr\u00fc\u00dfe aus K\u00f6ln",
-        "\U0001f6cb\ufe0f + \U0001f468\u200d\U0001f469\u200d\U0001f467",
         "one\n\ntwo\r\n\tthree",
-        "\u68da\x00\x7f",
-        f"{EOS}{PAD} {EOS}",
+        "Gr\u00fc\u00dfe aus K\u00f6ln, \u68da\x00\x7f",
+        "\U0001f6cb\ufe0f + \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "".join(map(chr, [*range(0x800), *range(0xE000, sys.maxunicode, 997)])),
+        f"Send {EOS} now{PAD}{PAD}",
+        EOS,
     ],
+    ids=ascii,
 )
-def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+def test_any_text_comes_back_and_holds_no_control_token(tokenizer: Tokenizer, text: str) -> None:
+    for encoding in (tokenizer.encode(text), *tokenizer.encode_batch_fast([text])):
+        assert tokenizer.decode(encoding.ids) == text
+        assert {0, 1}.isdisjoint(encoding.ids)
 
 
-def test_every_byte_has_a_token(tokenizer: Tokenizer) -> None:
+def test_vocabulary(tokenizer: Tokenizer) -> None:
+    assert (tokenizer.token_to_id(PAD), tokenizer.token_to_id(EOS)) == (0, 1)
     assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
-    text = "".join(map(chr, [*range(0x800), *range(0xE000, sys.maxunicode, 997)]))
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert tokenizer.get_vocab_size() <= 330
 
 
 def test_digits_stay_single_and_words_do_not(tokenizer: Tokenizer) -> None:
@@ -46,13 +55,53 @@ def test_digits_stay_single_and_words_do_not(tokenizer: Tokenizer) -> None:
     assert len(tokens) < len("order 48213")
 
 
-def test_pad_is_0_and_eos_is_1_and_the_vocabulary_is_no_larger_than_asked(tokenizer: Tokenizer) -> None:
-    assert (tokenizer.token_to_id(PAD), tokenizer.token_to_id(EOS)) == (0, 1)
-    assert tokenizer.get_vocab_size() <= 330
+# ---------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("text", [PAD, EOS, f"Send {EOS} now{PAD}{PAD}"])
-def test_control_tokens_written_in_a_text_stay_text(tokenizer: Tokenizer, text: str) -> None:
-    (batched,) = tokenizer.encode_batch_fast([text])
-    for ids in (tokenizer.encode(text).ids, batched.ids):
-        assert {0, 1}.isdisjoint(ids)
+def adding(template: str) -> Callable[[Tokenizer], None]:
+    """Let the tokenizer add control tokens to a text `$A`."""
+
+    def change(tokenizer: Tokenizer) -> None:
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[(EOS, 1), (PAD, 0)])
+
+    return change
+
+
+def without_vocabulary(tokenizer: Tokenizer) -> None:
+    tokenizer.model = models.BPE()
+
+
+def reads_eos_in_texts(tokenizer: Tokenizer) -> None:
+    tokenizer.encode_special_tokens = False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (adding("$A <EOS>"), "adds a token behind every text; remove it from its post_processor"),
+        (adding("<PAD> $A <EOS>"), "adds a token behind every text"),
+        (without_vocabulary, "makes no token of a text"),
+        (reads_eos_in_texts, 'takes "<EOS>" in a text for the end; make it "special" in tokenizer.json'),
+    ],
+)
+def test_a_tokenizer_that_would_spoil_texts_is_refused(change: Callable[[Tokenizer], None], message: str) -> None:
+    tokenizer = train_tokenizer(TEXTS, 330)
+    change(tokenizer)
+    with pytest.raises(ValueError, match=message):
+        check_tokenizer(tokenizer, 330, 1)
+
+
+def test_every_token_must_have_an_embedding() -> None:
+    tokenizer = train_tokenizer(TEXTS, 330)
+    adding("<PAD> <PAD> $A")(tokenizer)  # tokens in front are no fault
+    size = tokenizer.get_vocab_size()
+    check_tokenizer(tokenizer, size, 1)
+    tokenizer.add_tokens(["sofa"])
+    with pytest.raises(ValueError, match=f"an entry {size}, but the model only {size} embeddings"):
+        check_tokenizer(tokenizer, size, 1)
+
+
+def test_a_panic_of_the_library_is_an_error_like_any_other() -> None:
+    json = train_tokenizer(TEXTS, 330).to_str()
+    with pytest.raises(ValueError):
+        load_tokenizer(json.replace('"continuing_subword_prefix":null', f'"continuing_subword_prefix":"{"x" * 50}"'))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from part3_pretrain.checkpoint import Checkpoint
+from part3_pretrain.runtime.cli import unescape
 
-SETTINGS = {  # of a run of fine-tuning, in words
+SETTING_NAMES = {  # settings of a fine-tuning that the card tells, in words
     "epochs": "epochs",
     "learning_rate": "learning rate",
     "batch_size": "batch size",
@@ -15,34 +16,31 @@ SETTINGS = {  # of a run of fine-tuning, in words
     "dtype": "number format of the weights",
     "seed": "seed",
 }
+MEASURE_NAMES = {"bleu": "BLEU", "rouge_l": "ROUGE-L", "distinct_2": "distinct-2"}  # the others are plain words
 
 
 def model_card(name: str, checkpoint: Checkpoint) -> str:
-    """Markdown with the header that the Hugging Face hub reads."""
+    """Return Markdown with the header that the Hugging Face hub reads."""
     config, made_by = checkpoint.model.config, checkpoint.made_by
-    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    parameter_count = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     if "results" in made_by:
-        history = _fine_tuning(made_by)
+        history = _fine_tuning_sections(made_by)
     elif made_by.keys() == {"from"}:
         history = [f"Converted from `{Path(made_by['from']).name}`, which does not tell how it was made."]
     else:
-        history = ["Not fine-tuned by `part4_sft`. How it was made:", _listed(made_by)]
+        history = ["Not fine-tuned by `part4_sft`. How it was made:", _bullets(made_by)]
     sections = [
         "---\npipeline_tag: text-generation\nlibrary_name: transformers\n---",
         f"# {name}",
-        f"A causal language model of the {config.family} family with {parameters:,} parameters.",
+        f"A causal language model of the {config.family} family with {parameter_count:,} parameters.",
         *history,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
+def _fine_tuning_sections(made_by: dict[str, Any]) -> list[str]:
     settings, data, results = made_by["settings"], made_by["dataset"], made_by["results"]
-    template = settings["prompt_template"].replace(r"\n", "\n")
-    table = [["measure", *results], ["---"] * (1 + len(results))]
-    for name in results["sft"]:
-        words = name.replace("bleu", "BLEU").replace("rouge_l", "ROUGE-L").replace("distinct_2", "distinct-2")
-        table.append([words.replace("_", " "), *(f"{scores[name]:.4f}" for scores in results.values())])
+    template = unescape(settings["prompt_template"])
     data_file = Path(settings["data"]).name if settings["data"] else "synthetic retail support"
     return [
         f"Fine-tuned by `part4_sft` from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
@@ -51,12 +49,21 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
         f"```\n{template}\n```",
         "The response begins with a space and ends with the end-of-text token.",
         "## Settings",
-        _listed({words: settings[key] for key, words in SETTINGS.items()}),
+        _bullets({words: settings[key] for key, words in SETTING_NAMES.items()}),
         "## Results",
         f"Replies to {data['sft_test']} held-out contexts, at temperature {settings['temperature']:g}:",
-        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        _table(results),
     ]
 
 
-def _listed(facts: dict[str, Any]) -> str:
+def _table(results: dict[str, dict[str, float]]) -> str:
+    """Return a table with a row for each measure and a column for each model."""
+    rows = [["measure", *results], ["---"] * (1 + len(results))]
+    for measure in results["sft"]:
+        words = MEASURE_NAMES.get(measure, measure.replace("_", " "))
+        rows.append([words, *(f"{scores[measure]:.4f}" for scores in results.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _bullets(facts: dict[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
