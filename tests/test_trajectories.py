@@ -20,16 +20,12 @@ from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import PairEncoder
 from part4_sft.training import shuffled_batches
+from tests.conftest import Command, in_folder, not_of_retail
 
-Command = Callable[..., tuple[int | str | None, str, str]]
 Trajectory = list[tuple[float, float]]
 REFERENCE = Path(__file__).with_name("reference_trajectory.json")
 TRAINED = 40  # pairs: five steps an epoch
-
-
-def not_of_retail(pairs: list[Pair]) -> list[Pair]:
-    """The same responses to other contexts, for which the retail world's test sets are not made."""
-    return [Pair(f"What is {number} and {number}?", pair.response) for number, pair in enumerate(pairs)]
+FAST = ("--epochs", "2", "--learning-rate", "0.001")
 
 
 @pytest.fixture
@@ -39,24 +35,20 @@ def trajectory(
     """Runs the command with options more; gives loss and gradient norm of every step."""
 
     def run(*options: str, model: Path = tiny_checkpoint, pairs: int = TRAINED) -> Trajectory:
-        given = ["--model", str(model), "--max-new-tokens", "1", "--samples-per-context", "1"]
+        given = ["--model", str(model), "--max-new-tokens", "1", "--samples-per-context", "1", *in_folder(tmp_path)]
         for name, part in {
-            "--data": not_of_retail(made["sft_dataset"][:pairs]),
-            "--validation-data": not_of_retail(made["sft_validation"][:2]),
-            "--test-data": not_of_retail(made["sft_test"][:2]),
+            "--data": made["sft_dataset"][:pairs],
+            "--validation-data": made["sft_validation"][:2],
+            "--test-data": made["sft_test"][:2],
         }.items():
-            save_pairs(tmp_path / f"{name}.json", part)
+            save_pairs(tmp_path / f"{name}.json", not_of_retail(part))
             given += [name, str(tmp_path / f"{name}.json")]
-        folders = ["--out-dir", str(tmp_path / "outputs"), "--checkpoint-dir", str(tmp_path / "checkpoints")]
-        status, _, complained = run_main(sft.main, *given, *folders, *options)
+        status, _, complained = run_main(sft.main, *given, *options)
         assert status == 0, complained
         steps = json.loads((tmp_path / "outputs" / "evaluation.json").read_text())["steps"]
         return list(zip(steps["loss"], steps["gradient_norm"]))
 
     return run
-
-
-FAST = ("--epochs", "2", "--learning-rate", "0.001")
 
 
 def assert_close(one: Trajectory, other: Trajectory, tolerance: float) -> None:
@@ -65,29 +57,38 @@ def assert_close(one: Trajectory, other: Trajectory, tolerance: float) -> None:
         assert ours == pytest.approx(theirs, rel=tolerance), f"step {step}"
 
 
-@pytest.mark.parametrize("parts", [pytest.param(2, id="2 x 4", marks=pytest.mark.slow), pytest.param(8, id="8 x 1")])
-def test_a_batch_of_8_is_its_parts_accumulated(parts: int, trajectory: Callable[..., Trajectory]) -> None:
-    whole = trajectory(*FAST)
-    assert_close(trajectory(*FAST, "--gradient-accumulation-steps", str(parts)), whole, 1e-5)
-    assert whole[-1][0] < whole[0][0] - 0.1
-    with pytest.raises(AssertionError):
-        assert_close(trajectory(*FAST, "--batch-size", "4")[:10], whole, 1e-5)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        (["--gradient-accumulation-steps", "8"], 1e-5),
+        pytest.param(["--gradient-accumulation-steps", "2"], 1e-5, marks=pytest.mark.slow),
+        pytest.param(["--gradient-checkpointing"], 1e-6, marks=pytest.mark.slow),
+        pytest.param(["--compile"], 1e-4, marks=[pytest.mark.slow, needs_compiler]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_how_a_step_is_computed_does_not_change_the_trajectory(
+    options: list[str], tolerance: float, trajectory: Callable[..., Trajectory]
+) -> None:
+    straight = trajectory(*FAST)
+    assert_close(trajectory(*FAST, *options), straight, tolerance)
+    assert straight[-1][0] < straight[0][0] - 0.1
 
 
 @pytest.mark.slow
-def test_one_thread_is_two(trajectory: Callable[..., Trajectory]) -> None:
+def test_one_thread_is_two_and_another_batch_size_is_another_trajectory(trajectory: Callable[..., Trajectory]) -> None:
     threads = torch.get_num_threads()
-    found = []
+    by_threads = []
     for count in (1, 2):
         torch.set_num_threads(count)
-        found.append(trajectory(*FAST))
+        by_threads.append(trajectory(*FAST))
     torch.set_num_threads(threads)
-    assert_close(found[0], found[1], 1e-5)
-
-
-@pytest.mark.slow
-def test_gradient_checkpointing_changes_nothing(trajectory: Callable[..., Trajectory]) -> None:
-    assert_close(trajectory(*FAST, "--gradient-checkpointing"), trajectory(*FAST), 1e-6)
+    assert_close(*by_threads, 1e-5)
+    with pytest.raises(AssertionError):
+        assert_close(trajectory(*FAST, "--batch-size", "4")[:10], by_threads[0], 1e-5)
 
 
 def test_examples_one_behind_another_are_examples_in_padded_rows(
@@ -117,12 +118,6 @@ def test_examples_one_behind_another_are_examples_in_padded_rows(
             optimizer.step()
             optimizer.zero_grad()
     assert_close(trajectory(*FAST), theirs, 1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_compiled_is_eager(trajectory: Callable[..., Trajectory]) -> None:
-    assert_close(trajectory(*FAST, "--compile"), trajectory(*FAST), 1e-4)
 
 
 def test_the_default_setting_learns_as_it_did_when_this_was_written(
