@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import NormalDist
@@ -17,8 +16,10 @@ from statistics import NormalDist
 from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
 from part4_sft.terminal.interview import Item, annotator, interview, journal_of, journals, login_name, replay
 
-VOTES = {"a": "A is better", "b": "B is better", "t": "a tie"}
-AUTHORS = ("pretrained", "sft")
+DEFAULT_FILE = Path("outputs/replies.json")
+CHOICES = {"a": "A is better", "b": "B is better", "t": "a tie"}
+MODELS = ("pretrained", "sft")
+Votes = Counter[str]  # how many each of the models got, and how many are a "tie"
 
 
 def main() -> None:
@@ -29,83 +30,84 @@ def main() -> None:
         "beside the file; work resumes where it stopped.",
         epilog="example: python -m part4_sft.compare outputs/replies.json --annotator anna",
     )
-    default = Path("outputs/replies.json")
-    help = "replies of both models, as python -m part4_sft.sft writes them (default: %(default)s)"
-    parser.add_argument("file", type=Path, nargs="?", default=default, metavar="FILE", help=help)
+    text = "replies of both models, as python -m part4_sft.sft writes them (default: %(default)s)"
+    parser.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE, metavar="FILE", help=text)
     parser.add_argument("--annotator", type=annotator, default=login_name(), help="whose votes (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="ask nothing, only tell what the votes have come to")
     arguments = parser.parse_args()
     path = arguments.file
-    authors = load_questions(path)
+    questions = load_questions(path)
     if not arguments.report:
         title = f"Which reply is better? {path.name}, {arguments.annotator}"
-        interview(list(authors), journal_of(path, arguments.annotator), VOTES, title, partial(_progress, len(authors)))
-    votes = {
-        name: tally(authors, replay(list(authors), journal, VOTES).given) for name, journal in journals(path).items()
-    }
-    print(summary(path, votes))
+        journal = journal_of(path, arguments.annotator)
+        interview(
+            list(questions), journal, CHOICES, title, lambda given: f"{len(given):,} of {len(questions):,} compared"
+        )
+    print(summary(path, {name: count_votes(questions, journal) for name, journal in journals(path).items()}))
 
 
-def _progress(count: int, given: dict[str, str]) -> str:
-    return f"{len(given):,} of {count:,} compared"
+def load_questions(path: Path) -> dict[Item, dict[str, str]]:
+    """Read what to ask about a file of replies, and which model each key votes for.
 
-
-def load_questions(path: Path) -> dict[Item, tuple[str, str]]:
-    """What is asked of a file of replies, and who wrote A and who B. Replies that are the same need no vote.
-
-    Raises UserError where the file cannot be read or holds no replies of two models.
+    The same file gives the same questions. Replies that are the same need no vote. Raises UserError where the file
+    cannot be read or holds no replies of two models.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        texts = [tuple(str.strip(entry[key]) for key in ("context", *AUTHORS)) for entry in entries]
+        texts = [tuple(str.strip(entry[key]) for key in ("context", *MODELS)) for entry in entries]
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; python -m part4_sft.sft writes it") from error
+        raise UserError(f"cannot read {path}: {error.strerror}", "python -m part4_sft.sft writes it") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path} does not hold replies as python -m part4_sft.sft writes them; name another") from error
+        raise UserError(
+            f"{path} does not hold replies as python -m part4_sft.sft writes them", "name another"
+        ) from error
     questions = {}
     for context, *replies in texts:
-        by_author = dict(zip(AUTHORS, replies))
-        if len({*replies}) == 2:
-            first, second = Random(repr((context, replies))).sample(AUTHORS, 2)  # the same whenever it is asked again
-            parts = (("Customer", context), ("A", by_author[first]), ("B", by_author[second]))
-            questions[Item(parts)] = (first, second)
+        if len(set(replies)) == 1:
+            continue
+        reply_of = dict(zip(MODELS, replies))
+        first, second = Random(repr((context, replies))).sample(MODELS, 2)
+        item = Item((("Customer", context), ("A", reply_of[first]), ("B", reply_of[second])))
+        questions[item] = {"a": first, "b": second, "t": "tie"}
     if not questions:
-        raise UserError(f"{path} holds no context to which the models reply differently; there is nothing to compare")
+        raise UserError(f"{path} holds no context to which the models reply differently", "there is nothing to compare")
     return questions
 
 
-def tally(authors: dict[Item, tuple[str, str]], given: dict[str, str]) -> Counter[str]:
-    """How many votes each author has, by name, and how many are a "tie"."""
-    by_id = {item.id: dict(zip("ab", names)) for item, names in authors.items()}
-    return Counter(by_id[id].get(key, "tie") for id, key in given.items())
+def count_votes(questions: dict[Item, dict[str, str]], journal: Path) -> Votes:
+    """Count what the keys in a journal have come to. Raises UserError where it cannot be read."""
+    model_by_key = {item.id: keys for item, keys in questions.items()}
+    given = replay(list(questions), journal, CHOICES).given
+    return Counter(model_by_key[id][key] for id, key in given.items())
 
 
-def wilson(wins: int, votes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a share (Wilson 1927), which is right for few votes too, and for shares near 0 and 1."""
+def wilson_interval(wins: int, votes: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of a share of votes; right for few votes and near 0 and 1 too (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (wins + z * z / 2) / (votes + z * z)
     half = z / (votes + z * z) * (wins * (votes - wins) / votes + z * z / 4) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def summary(path: Path, votes: dict[str, Counter[str]]) -> str:
-    """Each person's votes, and all of them together."""
-    voted = {name: counts for name, counts in votes.items() if counts}
+def summary(path: Path, votes_by_annotator: dict[str, Votes]) -> str:
+    """Tell of each annotator's votes on the file, and of all of them together."""
+    voted = {name: votes for name, votes in votes_by_annotator.items() if votes}
     if not voted:
         return f"nobody has voted on {path} yet"
-    lines = [_in_words(name, counts) for name, counts in voted.items()]
+    lines = [_result(name, votes) for name, votes in voted.items()]
     if len(voted) > 1:
-        lines.append(_in_words("all", sum(voted.values(), Counter())))
+        lines.append(_result("all", sum(voted.values(), Counter())))
     return "\n".join(lines)
 
 
-def _in_words(name: str, counts: Counter[str]) -> str:
-    wins, votes = counts["sft"], counts["sft"] + counts["pretrained"]
-    if not votes:
-        return f"{name}: {counts['tie']} ties and nothing else"
-    low, high = wilson(wins, votes)
-    share = f"{wins / votes:.1%} (95% interval {low:.1%} to {high:.1%})"
-    return f"{name}: the fine-tuned model won {wins} of {votes} votes, {share}; {counts['tie']} ties"
+def _result(name: str, votes: Votes) -> str:
+    """Tell of some votes in one line."""
+    wins, decided = votes["sft"], votes["sft"] + votes["pretrained"]
+    if not decided:
+        return f"{name}: {votes['tie']} ties and nothing else"
+    low, high = wilson_interval(wins, decided)
+    share = f"{wins / decided:.1%} (95% interval {low:.1%} to {high:.1%})"
+    return f"{name}: the fine-tuned model won {wins} of {decided} votes, {share}; {votes['tie']} ties"
 
 
 if __name__ == "__main__":

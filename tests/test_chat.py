@@ -1,140 +1,155 @@
-"""Talking to both models, through the real command line and in a real pseudo-terminal."""
+"""Both models reply to messages, for a person in a terminal and for programs."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyte
 import pytest
-import torch
-from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.model import Transformer
 from part4_sft import chat
-from part4_sft.dataset import Pair
-from part4_sft.encoding import PairEncoder
-from part4_sft.generation import Sampling
-from part4_sft.metrics import generate_replies
-from tests.conftest import Command, Terminal
+from part4_sft.terminal.conversation import Reply, load_speakers, show_side_by_side
+from tests.conftest import Command, FinishedRun, Terminal, assert_refused
 
 CONTEXT = "The tiered planter has a large crack (order 48213)."
-
-
-@pytest.fixture(scope="module")
-def sft_checkpoint(tiny_checkpoint: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another tiny model, which says that it was fine-tuned from the first one."""
-    torch.manual_seed(1)
-    model = Transformer(ModelConfig(tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64, num_layers=2))
-    path = tmp_path_factory.mktemp("fine-tuned") / "sft_model.pt"
-    made_by = {"from": str(tiny_checkpoint), "settings": {"prompt_template": "Question: {context}\\nAnswer:"}}
-    save_checkpoint(path, Checkpoint(model, tokenizer, made_by))
-    return path
+Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def ask(run_main: Command, sft_checkpoint: Path) -> Callable[..., dict[str, Any]]:
-    def call(*options: object) -> dict[str, Any]:
-        status, printed, _ = run_main(chat.main, "--model", sft_checkpoint, "--json", "--max-new-tokens", 20, *options)
-        assert status == 0
+def ask(run_main: Command, finished_run: FinishedRun) -> Ask:
+    """Lets both models of a run reply to a message, as JSON; replies have as many tokens as in the run."""
+
+    def call(context: str, *options: object) -> dict[str, Any]:
+        asked = ["--model", finished_run.checkpoint, "--context", context, "--json", "--max-new-tokens", 12]
+        status, printed, complained = run_main(chat.main, *asked, *options)
+        assert (status, complained) == (0, "")
         return json.loads(printed)
 
     return call
 
 
-def test_a_message_is_answered_as_in_the_evaluation(
-    ask: Callable[..., dict[str, Any]],
-    tiny_model: Transformer,
-    tokenizer: Tokenizer,
-) -> None:
-    found = ask("--context", CONTEXT, "--seed", 3)
-    encoder = PairEncoder(tokenizer, eos_id=1, template="Question: {context}\nAnswer:")
-    wanted = generate_replies(tiny_model, encoder, [Pair(CONTEXT, "")], Sampling(max_new_tokens=20), "3/0")
-    assert found["context"] == CONTEXT
-    assert found["pretrained"]["text"] == wanted.texts[0]
-    assert found["pretrained"]["stops_by_itself"] == wanted.stopped[0]
-    assert found["sft"]["text"] != found["pretrained"]["text"]
-    assert found["sft"]["rating"] < 4 and "does not name the customer's item" in found["sft"]["faults"]
+def test_models_reply_as_in_the_evaluation(ask: Ask, finished_run: FinishedRun) -> None:
+    for entry in finished_run.read("replies.json")[:3]:
+        firsts = {name: entry["samples"][name][0] for name in ("pretrained", "sft")}
+        assert ask(entry["context"]) == {"context": entry["context"], **firsts}
 
 
-def test_options_of_sampling_count(ask: Callable[..., dict[str, Any]]) -> None:
+def test_options_of_sampling_count(ask: Ask) -> None:
     def reply(*options: object) -> object:
-        return ask("--context", CONTEXT, *options)["sft"]["text"]
+        return ask(CONTEXT, *options)["sft"]["text"]
 
     assert reply() == reply() and len({reply(), reply("--seed", 1), reply("--temperature", 5)}) == 3
     assert reply("--temperature", 0) == reply("--top-k", 1) == reply("--top-p", 0.001) != reply()
+    assert reply("--max-new-tokens", 5) != reply() and reply().startswith(reply("--max-new-tokens", 5))
 
 
-def test_what_is_not_of_the_retail_world_is_not_rated(ask: Callable[..., dict[str, Any]]) -> None:
-    assert "rating" not in ask("--context", "How are you?")["sft"]
+def test_what_is_not_of_the_retail_world_is_not_rated(ask: Ask) -> None:
+    assert ask("How are you?")["sft"].keys() == {"text", "stops_by_itself"}
+    assert ask(CONTEXT)["sft"].keys() == {"text", "stops_by_itself", "rating", "faults"}
 
 
 def test_every_line_of_a_program_is_answered(
-    run_main: Command, sft_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    run_main: Command, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{CONTEXT}\n\nHello\n{CONTEXT}\n"))
-    status, printed, _ = run_main(chat.main, "--model", sft_checkpoint, "--json", "--max-new-tokens", 20)
-    found = [json.loads(line) for line in printed.splitlines()]
-    assert status == 0 and [one["context"] for one in found] == [CONTEXT, "Hello", CONTEXT]
-    assert found[0]["sft"]["text"] != found[2]["sft"]["text"]  # asked once more, it draws other words
+    options = ["--model", finished_run.checkpoint, "--max-new-tokens", 12]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{CONTEXT}\n \n How are you? é\n{CONTEXT}\n"))
+    status, printed, _ = run_main(chat.main, *options, "--json")
+    first, other, again = [json.loads(line) for line in printed.splitlines()]
+    assert (status, first["context"], other["context"]) == (0, CONTEXT, " How are you? é") and "é" in printed
+    assert first["sft"]["text"] != again["sft"]["text"]  # asked once more, it draws other words
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{CONTEXT}\nHello\n"))
+    status, printed, _ = run_main(chat.main, *options)
+    asked, pretrained, sft, blank, hello, *_, end = printed.split("\n")
+    assert (status, asked, blank, hello, end) == (0, f"customer: {CONTEXT}", "", "customer: Hello", "")
+    rated = f"(rated {first['sft']['rating']:.1f}; {'; '.join(first['sft']['faults'])})"
+    assert sft == f"fine-tuned: {first['sft']['text']} {rated}" and pretrained.startswith("pretrained: ")
 
 
-def test_without_json_it_prints_a_line_for_each_model(run_main: Command, sft_checkpoint: Path) -> None:
-    status, printed, _ = run_main(
-        chat.main, "--model", sft_checkpoint, "--context", CONTEXT, "--max-new-tokens", 5, "--temperature", 0
-    )
-    asked, first, second, end = printed.split("\n", 3)
-    assert (status, asked, end) == (0, f"customer: {CONTEXT}", "\n")
-    assert first.startswith("pretrained: ") and second.startswith("fine-tuned: ")
-    assert "(rated " in first and "(rated " in second
+# ---------------------------------------------------------------------------------------------------- models
+
+
+def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
+    tiny_checkpoint: Path, tiny_model: Transformer, tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "sft_model.pt"
+    settings = {"prompt_template": r"Question: {context}\nAnswer:", "max_length": 40}
+    save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": str(tiny_checkpoint), "settings": settings}))
+    for speaker in load_speakers(path, None, None, 20, "cpu").values():
+        assert (speaker.encoder.template, speaker.encoder.max_length) == ("Question: {context}\nAnswer:", 40)
+    for speaker in load_speakers(path, path, "Q: {context}", 20, "cpu").values():
+        assert speaker.encoder.template == "Q: {context}"
+    for speaker in load_speakers(tiny_checkpoint, path, None, 20, "cpu").values():  # which tells of no settings
+        assert (speaker.encoder.template, speaker.encoder.max_length) == ("Customer: {context}\nAgent:", 512)
+
+
+def test_mistakes_end_in_one_line(
+    run_main: Command, finished_run: FinishedRun, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing, sft = tmp_path / "missing.pt", finished_run.checkpoint
+    for options, complaint in {
+        ("--model", missing): f"there is no {missing}; python -m part4_sft.sft makes it",
+        ("--model", tiny_checkpoint): "does not tell what it was fine-tuned from; name that with --base",
+        ("--model", sft, "--base", missing): f"there is no file {missing}",
+        ("--model", sft, "--prompt-template", "nothing"): "{context} in it, once",
+        ("--model", sft, "--max-new-tokens", 1000): "--max-new-tokens leaves the model",
+        ("--model", sft, "--temperature", -1): "--temperature must be",
+        ("--model", sft, "--context", " "): "--context must be a text that is not blank",
+    }.items():
+        assert_refused(run_main(chat.main, "--context", "Hello", *options), complaint)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("größer\n".encode("latin-1")), encoding="utf-8"))
+    assert_refused(run_main(chat.main, "--model", sft), "the input is not utf-8 text; convert it with iconv")
+
+
+# ---------------------------------------------------------------------------------------------------- the screen
+
+
+def test_replies_grow_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"word{number}" for number in range(200)]  # in a column of 37, more lines than the screen has
+    growing = [Reply(" ".join(words[:count]), stopped=False) for count in range(0, 201, 20)]
+    show_side_by_side(CONTEXT, {"pretrained": iter(growing), "sft": iter([Reply("I am sorry.", stopped=True)])})
+    screen = pyte.HistoryScreen(80, 24, history=1000)
+    screen.set_mode(pyte.modes.LNM)  # a new line begins at the left, as terminals make it
+    frames = capsys.readouterr().out.split("\r")
+    assert len(frames) == 1 + len(growing) + 1  # the heading, the replies as they grow, and with their ratings
+    pyte.Stream(screen).feed("\r".join(frames[:3]))
+    assert [line.rstrip() for line in screen.display[:3]] == [
+        f"{'pretrained':40}fine-tuned",
+        f"{'word0 word1 word2 word3 word4 word5':40}I am sorry.",
+        "word6 word7 word8 word9 word10 word11",
+    ]
+    pyte.Stream(screen).feed("\r" + "\r".join(frames[3:]))
+    scrolled = ["".join(line[column].data for column in range(80)) for line in screen.history.top]
+    lines = [line.rstrip() for line in [*scrolled, *screen.display]]
+    left, right = "\n".join(line[:40] for line in lines), " ".join(line[40:] for line in lines)
+    assert re.findall(r"word\d+", left) == words and lines[0].startswith("pretrained")  # nothing is there twice
+    assert left.count("(rated 1.0;") == 1 and right.startswith("fine-tuned I am sorry. (rated 1.6; does not name")
 
 
 @pytest.mark.slow
-def test_both_stand_side_by_side_and_lines_can_be_edited_and_recalled(
-    terminal: Callable[..., Terminal], sft_checkpoint: Path, tmp_path: Path
+def test_lines_can_be_edited_and_recalled(
+    terminal: Callable[..., Terminal], finished_run: FinishedRun, tmp_path: Path
 ) -> None:
-    options = ["--model", sft_checkpoint, "--max-new-tokens", 60, "--temperature", 0]
+    history = tmp_path / ".part4_sft_history"
+    history.write_text("What I asked yesterday\n")
+    options = ["--model", finished_run.checkpoint, "--max-new-tokens", 60, "--temperature", 0]
     talking = terminal("part4_sft.chat", *options, HOME=str(tmp_path))
     talking.wait_for("\n>")
-    talking.press("Hallo\x7f\x7f\x7f\x7fello\r")
+    talking.press("\x1b[A")  # the line before
+    talking.wait_for("> What I asked yesterday")
+    talking.press("\x15Hallo\x7f\x7f\x7f\x7fello\r")  # Ctrl-U deletes the line
     talking.wait_for("fine-tuned")
     talking.wait_for("\n>\n")
     heading = next(line for line in talking.text.split("\n") if "fine-tuned" in line)
     assert heading.startswith("pretrained") and heading.index("fine-tuned") > 38
     assert "> Hello" in talking.text
-    talking.press("\x1b[A")  # the line before
-    talking.wait_for("\n> Hello\n")
-    talking.press("\x04\x15\x04")  # Ctrl-D does nothing in a line; it is deleted, then Ctrl-D ends
+    talking.press("x\x04\x15\x04")  # Ctrl-D does nothing in a line; it is deleted, then Ctrl-D ends
     assert talking.end() == 0
-    assert (tmp_path / ".part4_sft_history").read_text() == "Hello\n"
-    again = terminal("part4_sft.chat", *options, HOME=str(tmp_path))
-    again.wait_for("\n>")
-    again.press("\x1b[A")
-    again.wait_for("> Hello")
-
-
-def test_input_of_another_encoding_is_refused(
-    run_main: Command, sft_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("größer\n".encode("latin-1")), encoding="utf-8"))
-    status, printed, complained = run_main(chat.main, "--model", sft_checkpoint)
-    assert (status, printed) == (2, "") and complained.startswith("error: the input is not utf-8 text")
-
-
-def test_mistakes_end_in_one_line(
-    run_main: Command, sft_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    for options in (
-        ["--model", tmp_path / "missing.pt"],
-        ["--model", tiny_checkpoint],  # was not fine-tuned from anything
-        ["--model", sft_checkpoint, "--base", tmp_path / "missing.pt"],
-        ["--model", sft_checkpoint, "--prompt-template", "nothing"],
-        ["--model", sft_checkpoint, "--max-new-tokens", 1000],
-        ["--model", sft_checkpoint, "--temperature", -1],
-        ["--model", sft_checkpoint, "--context", " "],
-    ):
-        status, _, complained = run_main(chat.main, "--context", "Hello", *options)
-        assert status == 2 and complained.startswith("error: ") and complained.count("\n") == 1, complained
+    assert history.read_text() == "What I asked yesterday\nHello\n"

@@ -1,4 +1,4 @@
-"""The blind test, in a real pseudo-terminal."""
+"""The blind test: questions that do not tell the author, and what votes come to."""
 
 from __future__ import annotations
 
@@ -9,90 +9,89 @@ from pathlib import Path
 import pytest
 
 from part4_sft import compare
-from part4_sft.compare import wilson
-from tests.conftest import Command, Terminal
+from part4_sft.compare import load_questions, wilson_interval
+from tests.conftest import Command, assert_refused
 
-MODULE = "part4_sft.compare"
-Start = Callable[..., Terminal]
+TypeKeys = Callable[..., tuple[str, list[str]]]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Replies of two models to 12 contexts, to one of which they say the same."""
-    replies = [
-        {"context": f"question {number}", "pretrained": f"poor {number}", "sft": f"good {number}"}
-        for number in range(12)
-    ]
-    replies[3]["sft"] = replies[3]["pretrained"]
+    replies = [{"context": f"question {n}", "pretrained": f"poor {n}", "sft": f"good {n} "} for n in range(12)]
+    replies[3]["sft"] = " poor 3"
     path = tmp_path / "replies.json"
     path.write_text(json.dumps(replies))
     return path
 
 
-def test_whoever_prefers_one_model_lets_it_win(terminal: Start, run_main: Command, path: Path) -> None:
-    voting = terminal(MODULE, path, "--annotator", "anna")
-    voting.wait_for("question 0")
-    first = ""
-    for number in [0, 1, 2, *range(4, 12)]:
-        voting.wait_for(f"question {number}\n")
-        assert "sft" not in voting.text.lower() and "pretrained" not in voting.text.lower()
-        lines = voting.text.split("\n")
-        good_one = lines[lines.index(f"good {number}") - 1].lower()
-        first += good_one
-        voting.press("t" if number == 5 else {"a": "b", "b": "a"}[good_one] if number == 6 else good_one)
-    voting.wait_for("That was the last one")
-    voting.press("q")
-    assert voting.end() == 0 and {*first} == {"a", "b"}  # each stands first now and then
-    status, printed, _ = run_main(compare.main, path, "--report")
-    assert status == 0
-    assert printed == ("anna: the fine-tuned model won 9 of 10 votes, 90.0% (95% interval 59.6% to 98.2%); 1 ties\n")
+def test_each_model_is_a_now_and_then_and_always_the_same(path: Path) -> None:
+    questions = load_questions(path)
+    assert [item.parts[0] for item in questions] == [("Customer", f"question {n}") for n in range(12) if n != 3]
+    for item, model_by_key in questions.items():
+        number = item.parts[0][1].removeprefix("question ")
+        good, poor = f"good {number}", f"poor {number}"
+        a_is_good = model_by_key == {"a": "sft", "b": "pretrained", "t": "tie"}
+        assert a_is_good or model_by_key == {"a": "pretrained", "b": "sft", "t": "tie"}
+        assert item.parts[1:] == ((("A", good), ("B", poor)) if a_is_good else (("A", poor), ("B", good)))
+    # Journals of people who have voted name these questions: the draw may never change.
+    assert "".join("s" if keys["a"] == "sft" else "p" for keys in questions.values()) == "ssssspsspps"
 
 
-def test_votes_are_kept_and_can_be_undone(terminal: Start, path: Path) -> None:
-    voting = terminal(MODULE, path, "--annotator", "anna")
-    voting.wait_for("question 0")
-    voting.press("aabu")
-    voting.wait_for("question 2")
-    voting.process.kill()
-    again = terminal(MODULE, path, "--annotator", "anna")
-    again.wait_for("question 2")
-    assert "2 of 11 compared" in again.text
-    again.press("aq")
-    assert again.end() == 0 and "of 3 votes" in again.last_words
+def test_whoever_prefers_one_model_lets_it_win(path: Path, type_keys: TypeKeys) -> None:
+    keys = [next(key for key, model in keys.items() if model == "sft") for keys in load_questions(path).values()]
+    keys[4], keys[6] = "t", {"a": "b", "b": "a"}[keys[6]]
+    printed, screens = type_keys(compare.main, "".join(keys) + "q", path, "--annotator", "anna")
+    assert printed == "anna: the fine-tuned model won 9 of 10 votes, 90.0% (95% interval 59.6% to 98.2%); 1 ties\n"
+    for number, screen in zip([0, 1, 2, *range(4, 12)], screens):
+        assert all(f"{word} {number}\n" in screen for word in ("question", "good", "poor"))
+        assert "sft" not in screen.lower() and "pretrained" not in screen.lower()
+    assert "Which reply is better? replies.json, anna" in screens[0] and "a A is better  b B is better" in screens[0]
+    assert "11 of 11 compared" in screens[-1] and "That was the last one" in screens[-1]
 
 
-def test_votes_of_all_are_added_up(terminal: Start, run_main: Command, path: Path) -> None:
-    for annotator, keys in (("anna", "aaaaaq"), ("ben", "bbtq")):
-        voting = terminal(MODULE, path, "--annotator", annotator)
-        voting.wait_for("question 0")
-        voting.press(keys)
-        assert voting.end() == 0
-    _, printed, _ = run_main(compare.main, path, "--report")
-    anna, ben, together = printed.splitlines()
-    assert "of 5 votes" in anna and "of 2 votes" in ben and "1 ties" in ben
-    assert together.startswith("all: ") and "of 7 votes" in together
+def test_votes_of_all_are_added_up(path: Path, run_main: Command, type_keys: TypeKeys) -> None:
+    assert run_main(compare.main, path, "--report")[1] == f"nobody has voted on {path} yet\n"
+    type_keys(compare.main, "tt", path, "--annotator", "cleo")
+    assert run_main(compare.main, path, "--report")[1] == "cleo: 2 ties and nothing else\n"
+    type_keys(compare.main, "aauaaa", path, "--annotator", "anna")
+    type_keys(compare.main, "", path, "--annotator", "dora")  # has looked only
+    printed, _ = type_keys(compare.main, "bbt", path, "--annotator", "ben")
+    anna, ben, _, everybody = printed.splitlines()
+    assert anna.startswith("anna: ") and " of 4 votes" in anna and "; 0 ties" in anna
+    assert ben.startswith("ben: ") and " of 2 votes" in ben and "; 1 ties" in ben
+    assert everybody.startswith("all: ") and " of 6 votes" in everybody and "; 3 ties" in everybody
+    assert "3 of 11 compared" in type_keys(compare.main, "", path, "--annotator", "ben")[1][0]
 
 
 @pytest.mark.parametrize(
-    ("wins", "votes", "low", "high"),
+    ("wins", "votes", "interval"),
     # scipy 1.15: binomtest(wins, votes).proportion_ci(method="wilson")
     [
-        (0, 10, 0.0, 0.2775327998628892),
-        (9, 10, 0.5958499732047615, 0.9821237869049271),
-        (1, 1, 0.20654931437723745, 1.0),
-        (50, 100, 0.4038315303659956, 0.5961684696340044),
+        (0, 10, (0.0, 0.2775327998628892)),
+        (9, 10, (0.5958499732047615, 0.9821237869049271)),
+        (1, 1, (0.20654931437723745, 1.0)),
+        (50, 100, (0.4038315303659956, 0.5961684696340044)),
     ],
 )
-def test_the_interval_is_wilsons(wins: int, votes: int, low: float, high: float) -> None:
-    assert wilson(wins, votes) == pytest.approx((low, high), abs=1e-9)
+def test_the_interval_is_wilsons(wins: int, votes: int, interval: tuple[float, float]) -> None:
+    assert wilson_interval(wins, votes) == pytest.approx(interval, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", "[]", "[1]", '[{"context": "a"}]', '[{"context": "a", "pretrained": 1, "sft": "b"}]']
+    ("content", "complaint"),
+    [
+        (None, "python -m part4_sft.sft writes it"),
+        *((content, "does not hold replies") for content in ("{", "[1]", '[{"context": "a"}]', "[" * 100_000)),
+        ('[{"context": "a", "pretrained": 1, "sft": "b"}]', "does not hold replies"),
+        ("[]", "there is nothing to compare"),
+        ('[{"context": "a", "pretrained": "b", "sft": "b"}]', "there is nothing to compare"),
+    ],
 )
-def test_mistakes_end_in_one_line(content: str | None, run_main: Command, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_replies_is_refused(
+    content: str | None, complaint: str, run_main: Command, tmp_path: Path
+) -> None:
     path = tmp_path / "replies.json"
     if content is not None:
         path.write_text(content)
-    status, _, complained = run_main(compare.main, path, "--report")
-    assert status == 2 and complained.startswith("error: ") and complained.count("\n") == 1
+    assert_refused(run_main(compare.main, path, "--report"), complaint)

@@ -1,7 +1,8 @@
-"""Asks a person about one item after another by single keys; every key is kept in a journal.
+"""Asks a person about one item after another by single keys, and keeps every key in a journal.
 
-The journal, a file of one JSON object a line to which is only ever appended, is the truth: answers and place follow
-from its keys, pressed once more. So nothing is lost, whenever the terminal goes, and work resumes where it stopped.
+The journal is a file with one JSON object a line, to which lines are only ever appended. It is the truth: the answers
+and the position are what its keys, pressed once more, come to. So nothing is lost when the terminal goes, and work
+resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -19,28 +20,29 @@ from getpass import getuser
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from shutil import get_terminal_size
 from statistics import median
+from typing import BinaryIO
 
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import cannot_read
-from part4_sft.terminal.screen import BOLD, DIM, full_screen, show, size, styled, wrapped
-from part4_sft.terminal.screen import keys as typed
+from part4_sft.terminal.screen import BOLD, DIM, full_screen, read_keys, show, styled, wrapped
 
-BACK, SKIP, UNDO, QUIT, MORE = "b", "s", "u", "q", " "
-BEGIN = "begin"  # in the journal, stands before the keys of a sitting
-MOVES = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}
-RECENT = 20  # answers whose pace counts
+BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "b", "s", "u", "q", " "
+COMMANDS = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}  # keys that are in the journal beside the answers
+SITTING_BEGINS = "begin"  # stands in the journal before the keys of each sitting
+ANSWERS_IN_PACE = 20  # the pace is that of the latest answers
 
 
 def annotator(name: str) -> str:
-    """A person's name, which becomes a part of a file's name. Raises ArgumentTypeError where it cannot be one."""
+    """Check a person's name, which becomes a part of a file's name. Raises ArgumentTypeError where it cannot be one."""
     if not re.fullmatch(r"[\w-]{1,100}", name):
         raise ArgumentTypeError(f"{name!r} must be letters, digits, - and _")
     return name
 
 
 def login_name() -> str:
-    """The person's name on this machine, as a name of an annotator."""
+    """Return the user's name on this machine, in characters that `annotator` allows."""
     try:
         return re.sub(r"[^\w-]", "_", getuser())
     except (OSError, KeyError):  # a container may run as a number that has no name
@@ -55,72 +57,77 @@ class Item:
 
     @property
     def id(self) -> str:
-        """The same for the same texts, wherever they stand in a file."""
+        """A hash of the texts, so the same wherever they stand in a file."""
         return sha256(repr(self.parts).encode()).hexdigest()[:16]
 
 
 class Answers:
-    """What keys have come to so far: the answer to each item, and the place of the item that is asked about now.
+    """What the keys have come to so far: the answer to each item, and the item that is asked about now.
 
     Args:
         ids: of the items, all different.
-        keys: those that are answers.
+        choices: the keys that are answers.
     """
 
-    def __init__(self, ids: list[str], keys: Iterable[str]) -> None:
-        self.ids, self.keys = ids, set(keys)
-        self.places = {id: place for place, id in enumerate(ids)}
+    def __init__(self, ids: list[str], choices: Iterable[str]) -> None:
+        self.ids, self.choices = ids, set(choices)
+        self.positions = {id: position for position, id in enumerate(ids)}
         self.given: dict[str, str] = {}  # id: key
-        self.place = 0  # len(ids) where all are answered
-        self.changes: list[tuple[str, str | None]] = []  # ids, and the answers that they had before
+        self.position = 0  # len(ids) where all are answered
+        self.undoable: list[tuple[str, str | None]] = []  # ids, and the answers that they had before
+
+    @property
+    def current_id(self) -> str:
+        """The id of the item that is asked about now; "" at the end."""
+        return self.ids[self.position] if self.position < len(self.ids) else ""
 
     def press(self, id: str, key: str) -> None:
-        """A key that was pressed while the item with this id (or "", the end) was asked about."""
-        if key == BEGIN:
-            self.changes.clear()  # what an earlier sitting came to has been used: it can be changed, but not undone
-        if id and id not in self.places:  # the file has changed since
+        """Apply a key that was pressed while the item with this id (or "", the end) was asked about."""
+        if key == SITTING_BEGINS:
+            self.undoable.clear()  # earlier answers have been used since: they can be changed, but not undone
+        if id and id not in self.positions:  # the file has changed since
             return
-        place = self.places.get(id, len(self.ids))
-        if key in self.keys and id:
-            self.changes.append((id, self.given.get(id)))
+        position = self.positions.get(id, len(self.ids))
+        if key in self.choices and id:
+            self.undoable.append((id, self.given.get(id)))
             self.given[id] = key
-            self.place = self._unanswered(place)
+            self.position = self._next_unanswered(position)
         elif key == SKIP:
-            self.place = self._unanswered(place)
+            self.position = self._next_unanswered(position)
         elif key == BACK:
-            self.place = max(place - 1, 0)
-        elif key == UNDO and self.changes:
-            changed, before = self.changes.pop()
-            self.given.pop(changed)
+            self.position = max(position - 1, 0)
+        elif key == UNDO and self.undoable:
+            id, before = self.undoable.pop()
+            del self.given[id]
             if before is not None:
-                self.given[changed] = before
-            self.place = self.places[changed]
+                self.given[id] = before
+            self.position = self.positions[id]
 
-    def _unanswered(self, after: int) -> int:
-        """The next place without an answer, going round, so that what was skipped comes again."""
-        for place in [*range(after + 1, len(self.ids)), *range(min(after + 1, len(self.ids)))]:
-            if self.ids[place] not in self.given:
-                return place
+    def _next_unanswered(self, position: int) -> int:
+        """Return the next position without an answer, going round, so that what was skipped comes again."""
+        for next_position in [*range(position + 1, len(self.ids)), *range(min(position + 1, len(self.ids)))]:
+            if self.ids[next_position] not in self.given:
+                return next_position
         return len(self.ids)
 
 
 def journal_of(path: Path, annotator: str) -> Path:
-    """Where the keys of this person are kept that concern this file."""
+    """Return the path of the journal that keeps what this person answers about this file."""
     return path.with_name(f"{path.name}.{annotator}.jsonl")
 
 
 def journals(path: Path) -> dict[str, Path]:
-    """All journals beside a file, by annotator."""
-    found = sorted(path.parent.glob(f"{glob.escape(path.name)}.*.jsonl"))
-    return {journal.name[len(path.name) + 1 : -len(".jsonl")]: journal for journal in found}
+    """Find all journals beside a file, by annotator."""
+    paths = sorted(path.parent.glob(f"{glob.escape(path.name)}.*.jsonl"))
+    return {journal.name[len(path.name) + 1 : -len(".jsonl")]: journal for journal in paths}
 
 
-def replay(items: list[Item], journal: Path, keys: Iterable[str]) -> Answers:
-    """Presses the keys of a journal once more; a line that is not whole, as a power cut leaves it, counts as none.
+def replay(items: list[Item], journal: Path, choices: Iterable[str]) -> Answers:
+    """Press the keys of a journal once more; ignore a line that is not whole, as a power cut leaves it.
 
     Raises UserError where the journal cannot be read.
     """
-    answers = Answers(list(dict.fromkeys(item.id for item in items)), keys)
+    answers = Answers(list(dict.fromkeys(item.id for item in items)), choices)
     try:
         lines = journal.read_text(encoding="utf-8", errors="replace").split("\n") if journal.exists() else []
     except OSError as error:
@@ -134,86 +141,94 @@ def replay(items: list[Item], journal: Path, keys: Iterable[str]) -> Answers:
     return answers
 
 
+def _append(journal: BinaryIO, id: str, key: str) -> None:
+    journal.write(json.dumps({"at": round(time.time(), 1), "item": id, "key": key}).encode() + b"\n")
+    journal.flush()
+    os.fsync(journal.fileno())
+
+
 def interview(
-    items: list[Item], journal: Path, keys: dict[str, str], title: str, progress: Callable[[dict[str, str]], str]
+    items: list[Item], journal: Path, choices: dict[str, str], title: str, progress: Callable[[dict[str, str]], str]
 ) -> None:
-    """Asks until the person quits; who is asked already knows what the keys are for.
+    """Ask about the items until the person quits.
 
     Args:
-        journal: to which every key is appended before anything else is done with it.
-        keys: those that are answers, and a word for each.
+        journal: every key is appended to it before it has any effect.
+        choices: the keys that are answers, and a word for each.
         progress: says in a few words how far the answers given (key by id) have come.
 
     Raises:
         UserError: there is no terminal, or the journal cannot be written or is in use.
     """
-    by_id = {item.id: item for item in items}
-    answers = replay(items, journal, keys)
-    times: list[float] = []
-    page = 0
+    item_by_id = {item.id: item for item in items}
+    answers = replay(items, journal, choices)
+    answer_times: list[float] = []
 
-    def draw() -> str:
-        id = answers.ids[answers.place] if answers.place < len(answers.ids) else ""
-        status = progress(answers.given) + _pace(times, len(answers.ids) - len(answers.given))
-        _draw(by_id.get(id), keys, answers.given.get(id), title, status, page)
-        return id
+    def draw(page: int) -> None:
+        id = answers.current_id
+        status = progress(answers.given) + pace(answer_times, len(answers.ids) - len(answers.given))
+        draw_page(item_by_id.get(id), choices, answers.given.get(id), title, status, page)
 
     try:
         with full_screen(), journal.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-            def press(id: str, key: str) -> None:
-                file.write(json.dumps({"at": round(time.time(), 1), "item": id, "key": key}).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-                answers.press(id, key)
-
-            file.write(b"\n" * bool(file.tell()))  # the last line may not be whole
-            press("", BEGIN)
-            id = draw()
-            for key in typed():
-                page = page + 1 if key == MORE else 0
-                if key in keys or key in MOVES:
-                    press(id, key)
-                    if key in keys and id:
-                        times.append(time.monotonic())
+            if file.tell():
+                file.write(b"\n")  # the last line may not be whole
+            _append(file, "", SITTING_BEGINS)
+            answers.press("", SITTING_BEGINS)
+            page = 0
+            draw(page)
+            for key in read_keys():
+                page = page + 1 if key == NEXT_PAGE else 0
+                id = answers.current_id
+                if key in choices or key in COMMANDS:
+                    _append(file, id, key)
+                    answers.press(id, key)
+                if key in choices and id:
+                    answer_times.append(time.monotonic())
                 if key == QUIT:
                     return
-                id = draw()
+                draw(page)
     except KeyboardInterrupt as error:
         raise type(error)(f"{journal} holds what was answered; the same command goes on") from error
     except BlockingIOError as error:
-        raise UserError(f"{journal} is in use; quit the other one, or choose another --annotator") from error
+        raise UserError(f"{journal} is in use", "quit the other one, or choose another --annotator") from error
     except OSError as error:
-        raise UserError(f"cannot write {journal}: {error.strerror}; what was answered before is kept") from error
+        raise UserError(f"cannot write {journal}: {error.strerror}", "what was answered before is kept") from error
 
 
-def _draw(item: Item | None, keys: dict[str, str], given: str | None, title: str, status: str, page: int) -> None:
-    columns, lines = size()
+def draw_page(
+    item: Item | None, choices: dict[str, str], given: str | None, title: str, status: str, page: int
+) -> None:
+    """Fill the screen with a page of the item, the keys and the status; of no item, say that all are answered."""
+    columns, lines = get_terminal_size()
+    columns -= 1  # in a line that is full to the last column, some terminals break once more
     body: list[str] = []
-    for heading, text in item.parts if item else ():
-        body += [styled(heading, BOLD), *wrapped(text, columns - 1), ""]
+    answers = ""
     if item is None:
         body = [f"That was the last one. Thank you! Press {QUIT} to leave."]
-    answers = "  ".join(f"{key} {word}" for key, word in keys.items()) if item else ""
-    moves = "  ".join([*(f"{key} {word}" for key, word in MOVES.items() if key not in keys), "space next page"])
-    foot = [*wrapped(answers, columns - 1), *wrapped(moves, columns - 1), *wrapped(status, columns - 1)]
+    else:
+        for heading, text in item.parts:
+            body += [styled(heading, BOLD), *wrapped(text, columns), ""]
+        answers = "  ".join(f"{key} {word}" for key, word in choices.items())
+    commands = "  ".join(f"{key} {word}" for key, word in COMMANDS.items() if key not in choices)
+    foot = [line for text in (answers, f"{commands}  space next page", status) for line in wrapped(text, columns)]
     room = max(1, lines - len(foot) - 4)
     pages = [body[start : start + room] for start in range(0, len(body), room)]
     shown = pages[page % len(pages)]
-    note = f"(you said {given})" if given else ""
+    head = f"{title} (you said {given})" if given else title
     if len(pages) > 1:
-        note += f" page {page % len(pages) + 1} of {len(pages)}, space for the next"
+        head += f" page {page % len(pages) + 1} of {len(pages)}, space for the next"
     blank = [""] * (room - len(shown))
-    show([styled(f"{title} {note}"[: columns - 1], DIM), "", *shown, *blank, "", *foot])
+    show([styled(head[:columns], DIM), "", *shown, *blank, "", *foot])
 
 
-def _pace(times: list[float], remaining: int) -> str:
-    """Answers a minute now and the time that the rest will take, once there is something to go by."""
-    gaps = [after - before for before, after in pairwise(times)][-RECENT:]
-    if not gaps or not remaining:
+def pace(times: list[float], remaining: int) -> str:
+    """Say how many answers a minute there are now and how long the rest will take; "" before the second answer."""
+    seconds_between = [after - before for before, after in pairwise(times)][-ANSWERS_IN_PACE:]
+    if not seconds_between or not remaining:
         return ""
-    seconds = max(median(gaps), 0.01)
+    seconds = max(median(seconds_between), 0.01)
     minutes = round(remaining * seconds / 60)
     left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"
     return f"; {60 / seconds:.0f} a minute, {left} left"

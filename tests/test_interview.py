@@ -1,0 +1,224 @@
+"""Asking a person by single keys: what keys come to, and what only a real terminal shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import termios
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from part4_sft import label
+from part4_sft.terminal import interview
+from part4_sft.terminal.interview import Answers, Item, annotator, journal_of, journals, pace, replay
+from part4_sft.terminal.screen import wrapped
+from tests.conftest import Command, Terminal, assert_refused
+
+MODULE = "part4_sft.label"
+Start = Callable[..., Terminal]
+TypeKeys = Callable[..., tuple[str, list[str]]]
+ITEMS = [Item((("Customer", f"question {number}"), ("Reply", f"answer {number}"))) for number in range(6)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([{"context": f"question {n}", "response": f"answer {n}"} for n in range(6)]))
+    return path
+
+
+def state_of(answers: Answers) -> tuple[str, int]:
+    """The answer to each item, a dot where there is none, and which item is asked about."""
+    return "".join(answers.given.get(id, ".") for id in answers.ids), answers.position
+
+
+# ---------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "position"),
+    [
+        ("", "......", 0),
+        ("5432", "5432..", 4),
+        ("5b1", "1.....", 1),  # back and another rating
+        ("55u", "5.....", 1),  # undone
+        ("5u4", "4.....", 1),
+        ("5b1u", "5.....", 0),  # undone, so that the rating before counts
+        ("55uu", "......", 0),
+        ("s5", ".5....", 2),
+        ("s11111", ".11111", 0),  # what was skipped comes again
+        ("11s1bbs", "11.1..", 4),  # skip passes over what has an answer
+        ("111111", "111111", 6),
+        ("1111115s", "111111", 6),  # at the end there is nothing to rate or skip
+        ("111111u", "11111.", 5),
+        ("111111b5", "111115", 6),
+        ("bu", "......", 0),  # nothing before, nothing to undo
+        ("x7 q5", "5.....", 1),  # other keys do nothing
+    ],
+)
+def test_keys_come_to_answers(keys: str, given: str, position: int) -> None:
+    answers = Answers(list("abcdef"), "12345")
+    for key in keys:
+        answers.press(answers.current_id, key)
+    assert state_of(answers) == (given, position)
+
+
+def test_a_key_that_is_an_answer_goes_back_only_at_the_end() -> None:
+    answers = Answers(["x"], "ab")
+    answers.press("x", "b")
+    assert state_of(answers) == ("b", 1)
+    answers.press("", "b")
+    assert state_of(answers) == ("b", 0)
+
+
+def test_a_journal_is_replayed(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path / "pairs.json", "anna")
+    assert state_of(replay(ITEMS, journal, "12345")) == ("......", 0)  # there is none yet
+    first, second, third, *_ = [item.id for item in ITEMS]
+    presses: list[object] = [{"item": "", "key": "begin"}, {"item": first, "key": "5"}, {"item": second, "key": "4"}]
+    presses += [{"item": "of another file", "key": "1"}, ["no object"], {"key": "1"}, 7, {"item": [], "key": "1"}]
+    journal.write_bytes("\n".join(map(json.dumps, presses)).encode() + b'\n{"at": 1.0, "item": "\xff\n\n')
+    assert state_of(replay(ITEMS, journal, "12345")) == ("54....", 2)
+    # The answers of an earlier sitting can be changed, but not undone.
+    more = [{"item": "", "key": "begin"}, {"item": third, "key": "u"}, {"item": first, "key": "3"}]
+    with journal.open("a") as file:
+        file.write("\n".join(map(json.dumps, more)))
+    assert state_of(replay(ITEMS, journal, "12345")) == ("34....", 2)
+    assert state_of(replay([*reversed(ITEMS), *ITEMS], journal, "12345")) == ("....43", 0)  # whatever the order
+
+
+def test_ids_of_items_stay_as_they_are_in_journals() -> None:
+    assert ITEMS[0].id == "ef9d6ec68881e562"
+
+
+def test_every_key_is_in_the_journal_before_it_has_an_effect(
+    path: Path, type_keys: TypeKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+    journal = journal_of(path, "anna")
+    journal.write_text('{"at": 1.0, "item": "12')  # a power cut in the midst of a line
+    _, screens = type_keys(label.main, "5 xbs4q1", path, "--annotator", "anna")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    first, second = ITEMS[0].id, ITEMS[1].id
+    assert [(line["item"], line["key"]) for line in lines] == [
+        *[("", "begin"), (first, "5"), (second, "b"), (first, "s"), (second, "4"), (ITEMS[2].id, "q")]
+    ]
+    assert all(line["at"] > 1.6e9 for line in lines) and len(synced) >= len(lines)
+    assert len(screens) == 7  # one for each key before "q"
+    assert "(you said 5)" in screens[4] and "question 0" in screens[4] and "(you said" not in screens[1]
+    assert "2 of 6 rated, 2 of them 4 or 5; " in screens[-1] and screens[-1].endswith("1 min left")
+
+
+def test_long_texts_come_in_pages_that_fit_the_screen(tmp_path: Path, type_keys: TypeKeys) -> None:
+    words = [f"word{number}" for number in range(700)]
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps([{"context": " ".join(words), "response": "short"}]))
+    _, (*screens, first_again, answered) = type_keys(label.main, " " * 5 + "1", path)
+    assert re.findall(r"word\d+", "\n".join(screens)) == words and "short" in screens[-1]
+    for page, screen in enumerate(screens, start=1):
+        assert f" page {page} of 5, space for the next\n" in screen and "1 wrong" in screen
+        lines = screen.split("\n")
+        assert len(lines) == 23 and max(map(len, lines)) < 80
+    assert first_again == screens[0] and "page" not in answered.split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("times", "remaining", "words"),
+    [
+        ([], 5, ""),
+        ([3.0], 5, ""),
+        ([0.0, 2.0], 0, ""),
+        ([0.0, 2.0, 4.0, 64.0], 90, "; 30 a minute, 3 min left"),  # a pause does not count
+        ([0.0, 60.0], 59, "; 1 a minute, 59 min left"),
+        ([0.0, 60.0], 60, "; 1 a minute, 1 h 0 min left"),
+        ([0.0, 60.0], 135, "; 1 a minute, 2 h 15 min left"),
+        ([0.0, 0.0], 1, "; 6000 a minute, 1 min left"),
+        ([*range(100), *range(100, 140, 2)], 30, "; 30 a minute, 1 min left"),  # of the last 20 answers
+    ],
+)
+def test_the_pace_is_that_of_the_latest_answers(times: list[float], remaining: int, words: str) -> None:
+    assert pace(times, remaining) == words
+
+
+def test_names_of_annotators_go_into_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert annotator("anna-b_2") == "anna-b_2"
+    for name in ("", "a/b", "a.b", "a b", "a" * 101):
+        with pytest.raises(ArgumentTypeError, match="must be letters"):
+            annotator(name)
+    monkeypatch.setattr(interview, "getuser", lambda: "DOMAIN\\anna b")
+    assert interview.login_name() == "DOMAIN_anna_b"
+    path = tmp_path / "pairs[1].json"
+    paths = {name: journal_of(path, name) for name in ("anna", "ben")}
+    for journal in paths.values():
+        journal.touch()
+    assert journals(path) == paths and journals(tmp_path / "pairs1.json") == {}
+
+
+def test_no_text_can_steer_the_terminal() -> None:
+    text = "red \x1b[31m \x07 \x9b2J\nand one two"
+    assert wrapped(text, 80) == ["red ?[31m ? ?2J", "and one two"]
+    assert wrapped("one two\n\nthree", 5) == ["one", "two", "", "three"]
+
+
+# ---------------------------------------------------------------------------------------------------- terminals
+
+
+def test_work_goes_on_where_it_was_killed(terminal: Start, path: Path) -> None:
+    labelling = terminal(MODULE, path, "--annotator", "anna")
+    labelling.wait_for("question 0")
+    assert "1 wrong  2 poor" in labelling.text and "u undo  q quit  space next page" in labelling.text
+    labelling.press("\x1b[A\x1b[3~\x1bOB5")  # arrows and Delete do nothing
+    labelling.wait_for("question 1")
+    assert "answer 1" in labelling.text and "question 0" not in labelling.text
+    labelling.press("4")
+    labelling.wait_for("question 2")
+    labelling.process.kill()
+    labelling.process.wait()
+    again = terminal(MODULE, path, "--annotator", "anna")
+    again.wait_for("question 2")
+    again.press("1111q")
+    assert again.end() == 0 and again.last_words.endswith("\nanna: 6 of 6 rated, 2 of them 4 or 5\n")
+
+
+def test_ctrl_c_keeps_the_ratings_and_gives_the_terminal_back(terminal: Start, path: Path) -> None:
+    labelling = terminal(MODULE, path, "--annotator", "anna")
+    before = termios.tcgetattr(labelling.master)
+    labelling.wait_for("question 0")
+    assert termios.tcgetattr(labelling.master)[6][termios.VSUSP] == b"\0" != before[6][termios.VSUSP]  # no Ctrl-Z
+    labelling.press("5")
+    labelling.wait_for("question 1")
+    labelling.press("\x03")
+    assert labelling.end() == 130 and termios.tcgetattr(labelling.master) == before
+    assert labelling.last_words.splitlines() == [
+        f"written: {path}; pairs that train (high_quality 1): 1; that do not (0): 5",
+        f"interrupted: {journal_of(path, 'anna')} holds what was answered; the same command goes on",
+    ]
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_no_color_is_honoured(no_color: str, terminal: Start, path: Path) -> None:
+    labelling = terminal(MODULE, path, NO_COLOR=no_color)
+    labelling.wait_for("question 0")
+    assert (b"\x1b[1m" in labelling.sent) == (not no_color)
+
+
+def test_one_at_a_time_writes_to_a_journal(terminal: Start, path: Path) -> None:
+    first = terminal(MODULE, path, "--annotator", "anna")
+    first.wait_for("question 0")
+    second = terminal(MODULE, path, "--annotator", "anna")
+    assert second.end() == 2 and second.last_words.startswith(f"error: {journal_of(path, 'anna')} is in use; ")
+
+
+def test_mistakes_end_in_one_line(run_main: Command, path: Path) -> None:
+    before = path.read_bytes()
+    assert_refused(run_main(label.main, path), "needs a terminal")
+    assert_refused(run_main(label.main, path, "--annotator", "a/b"), "must be letters, digits, - and _")
+    assert_refused(run_main(label.main), "the following arguments are required: FILE")
+    assert not list(path.parent.glob("*.jsonl")) and path.read_bytes() == before
+    journal_of(path, "anna").mkdir()
+    assert_refused(run_main(label.main, path, "--report"), "cannot read ")
