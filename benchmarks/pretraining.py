@@ -9,10 +9,11 @@ from statistics import median
 import torch
 from torch import nn
 
+from benchmarks.side_by_side import Measured, alternate, seconds_of
 from part3_pretrain import corpus
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.model import ModelConfig, Transformer
-from part3_pretrain.run import LARGEST_GRADIENT, next_token_loss
+from part3_pretrain.run import MAX_GRADIENT_NORM, next_token_loss
 from part3_pretrain.tokenizer import train_tokenizer
 from part4_sft.report import markdown_table
 
@@ -29,43 +30,42 @@ def main() -> str:
     model = Transformer(ModelConfig(tokenizer.get_vocab_size()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     shapes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
+    operations = sum(6 * inputs.numel() * o * i for inputs, _ in batches for o, i in shapes)
 
-    def steps() -> float:
-        start = time.perf_counter()
+    def train() -> None:
         for inputs, targets in batches:
             (next_token_loss(model, inputs, targets) / (targets != corpus.IGNORE_INDEX).sum()).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             optimizer.zero_grad()
-        return time.perf_counter() - start
 
-    def products() -> float:
-        """The same products and nothing else: forward, by the inputs, by the weights."""
+    def multiply() -> float:
+        """Return the seconds of the same products and nothing else: forward, by the inputs, by the weights."""
         seconds = 0.0
         for inputs, _ in batches:
-            tensors = [
-                (torch.randn(inputs.numel(), i), torch.randn(o, i), torch.randn(inputs.numel(), o)) for o, i in shapes
-            ]
+            tokens = inputs.numel()
+            tensors = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o)) for o, i in shapes]
             start = time.perf_counter()
             for x, weight, gradient in tensors:
                 x @ weight.T, gradient @ weight, gradient.T @ x
             seconds += time.perf_counter() - start
         return seconds
 
-    steps(), products()
-    found = [(steps(), products()) for _ in range(ROUNDS)]
-    arithmetic = sum(6 * inputs.numel() * o * i for inputs, _ in batches for o, i in shapes)
-    share = median(bare / whole for whole, bare in found)
-    whole, bare = (median(column) for column in zip(*found))
-    cells = [
-        ["a step, all of it", f"{1000 * whole / STEPS:.1f}", f"{arithmetic / whole / 1e9:.0f}"],
-        ["its matrix products alone", f"{1000 * bare / STEPS:.1f}", f"{arithmetic / bare / 1e9:.0f}"],
-    ]
-    spread = f"{min(b / w for w, b in found):.0%} to {max(b / w for w, b in found):.0%}"
+    sides = {
+        "a step, all of it": lambda: Measured(seconds_of(train), operations),
+        "its matrix products alone": lambda: Measured(multiply(), operations),
+    }
+    runs = alternate(sides, ROUNDS)
+    shares = [products.seconds / step.seconds for step, products in zip(*runs.values())]
+    cells = []
+    for name, of_side in runs.items():
+        seconds = median(run.seconds for run in of_side)
+        cells.append([name, f"{1000 * seconds / STEPS:.1f}", f"{operations / seconds / 1e9:.0f}"])
+    spread = f"{min(shares):.0%} to {max(shares):.0%}, {ROUNDS} rounds in turns"
     return "\n".join(
         [
             markdown_table(["float32", "ms (median)", "GFLOP/s of the products"], cells),
             "",
-            f"Share of the products' rate: {share:.0%} ({spread}, {ROUNDS} rounds in turns).",
+            f"Share of the products' rate: {median(shares):.0%} ({spread}).",
         ]
     )

@@ -159,16 +159,15 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     bar = tqdm(total=len(batches), initial=steps_done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if uses_bfloat16 else nullcontext():
         for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
-            set_learning_rate(
-                optimizer,
-                config.learning_rate * learning_rate_factor(step - 1, config.warmup_steps, len(batches)),
-            )
-            loss, gradient_norm = training_step(loss_module, optimizer, batch)
-            if not math.isfinite(gradient_norm):
+            set_learning_rate(optimizer, config, step, len(batches))
+            try:
+                loss = training_step(loss_module, optimizer, batch)
+            except FloatingPointError as error:
                 state.save(model, optimizer, {"steps_done": step - 1, "losses": losses})
+                loss, norm = error.args
                 raise UserError(
-                    f"the loss of step {step} is {loss}, its gradient {gradient_norm}", "lower --learning-rate"
-                )
+                    f"the loss of step {step} is {loss}, its gradient {norm}", "lower --learning-rate"
+                ) from error
             if batch.is_text:
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -180,24 +179,29 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     return losses
 
 
-def training_step(loss_module: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[float, float]:
-    """Change the weights by one batch, unless its gradient is not finite.
+def training_step(loss_module: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+    """Update the weights once, by the gradient of the mean loss over all targets of the batch.
 
     Returns:
-        The loss of the whole batch, in nats per token, and the Euclidean norm of its gradient before clipping.
+        That loss, in nats per token.
+
+    Raises:
+        FloatingPointError: the norm of the gradient is not finite. Its arguments are the loss and that norm; the
+            weights are as before.
     """
     tokens = int((batch.targets != corpus.IGNORE_INDEX).sum())
     inputs, targets = distributed.shard(batch.inputs), distributed.shard(batch.targets)
     if len(inputs) == 0:  # all ranks compute equally often, since they exchange their gradients
         inputs, targets = batch.inputs[:1], torch.full_like(batch.targets[:1], corpus.IGNORE_INDEX)
-    loss = loss_module(inputs, targets) / tokens
-    (loss * distributed.world_size()).backward()  # the gradients become means over the ranks, and should be sums
-    (total_loss,) = distributed.all_reduce_sum(loss.item())
+    own_loss = loss_module(inputs, targets) / tokens
+    (own_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
+    (loss,) = distributed.all_reduce_sum(own_loss.item())
     norm = distributed.full_tensor(nn.utils.clip_grad_norm_(loss_module.parameters(), MAX_GRADIENT_NORM)).item()
-    if math.isfinite(norm):
-        optimizer.step()
+    if not math.isfinite(norm):
+        raise FloatingPointError(loss, norm)
+    optimizer.step()
     optimizer.zero_grad()
-    return total_loss, norm
+    return loss
 
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -214,9 +218,10 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, total_steps: int) -> None:
+    """Set the learning rate of a step, by its number from 1."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = config.learning_rate * learning_rate_factor(step - 1, config.warmup_steps, total_steps)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -1,15 +1,22 @@
-"""Files are whole or not there, and a folder that cannot be written to is found out early."""
+"""Files are whole or not there, and what cannot be written to or is in use is told early, in one line."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 
+from part3_pretrain import pretrain
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.runtime.files import atomic_write, check_writable, locked
+from part3_pretrain.runtime.files import atomic_folder, atomic_write, check_not_folder, check_writable, locked
+from part4_sft import sft
+from tests.conftest import Command, assert_refused
+from tests.processes import in_a_process, kill_self
 
 
 def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
@@ -22,27 +29,85 @@ def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("mistake", [ValueError, KeyboardInterrupt])
-def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path: Path, mistake: type[BaseException]) -> None:
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyboardInterrupt])
+def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "report.txt"
     path.write_text("old")
-    with pytest.raises(mistake), atomic_write(path) as temporary:
+    with pytest.raises(error), atomic_write(path) as temporary:
         temporary.write_text("half of the ne")
-        raise mistake
+        raise error
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_missing_folders_are_made_and_left_empty(tmp_path: Path) -> None:
-    folder = tmp_path / "a" / "b"
-    check_writable(folder, folder)
-    assert list(folder.iterdir()) == []
+def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path) -> None:
+    message = r"^cannot write .*report.txt: No space left on device; what was there before is untouched; make room or"
+    for write in (lambda file: file.write(b"0" * 10**6), lambda file: torch.save(torch.zeros(10**6), file)):
+        with pytest.raises(UserError, match=message), atomic_write(tmp_path / "report.txt") as temporary:
+            temporary.symlink_to("/dev/full")
+            with temporary.open("wb", buffering=0) as file:
+                write(file)
+        assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_that_were_locked_for_nothing_go_away_again(tmp_path: Path) -> None:
-    with locked(tmp_path / "empty", tmp_path / "filled"):
-        (tmp_path / "filled" / "file").touch()
-    assert [path.name for path in tmp_path.iterdir()] == ["filled"]
+def test_a_folder_appears_whole_and_readable_by_others_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "half").touch()
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "file").touch()
+        assert not (tmp_path / "model").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o755
+    message = r"^cannot write .*model: Directory not empty; make room or choose another$"
+    with pytest.raises(UserError, match=message), atomic_folder(tmp_path / "model"):
+        pass
+
+
+def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    check_not_folder(path, tmp_path / "missing")
+    with pytest.raises(UserError, match=r"^\S+ is a folder, and a file of that name is to be written; move it or"):
+        check_not_folder(path, tmp_path)
+    for folder in (path, path / "folder"):
+        with pytest.raises(UserError, match=r"^cannot write to the folder \S+: .*; choose another$"):
+            check_writable(folder)
+    check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------- locks
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_until_that_run_is_gone(
+    run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("outputs", "checkpoints"):
+        with locked(tmp_path / folder):
+            for command in (sft.main, pretrain.main):
+                complaint = f"another run is writing to {tmp_path / folder}; wait for its end or choose another"
+                assert_refused(run_main(command), complaint)
+        assert list(tmp_path.iterdir()) == []  # of what was made for nothing, nothing stays
+
+    def lock_and_die() -> None:
+        locked(tmp_path / "outputs").__enter__()
+        kill_self()
+
+    assert in_a_process(lock_and_die) == -signal.SIGKILL
+    with locked(tmp_path / "outputs", tmp_path / "outputs"):
+        (tmp_path / "outputs" / "file").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["outputs", "file"]
+
+
+def test_rank_0_locks_for_all_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "tests")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with locked(tmp_path), locked(tmp_path) if rank == "1" else pytest.raises(UserError), locked(tmp_path):
+            pass
 
 
 def test_a_drive_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,11 +117,3 @@ def test_a_drive_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(UserError, match=r"cannot lock .*; choose one on a local disk"), locked(tmp_path):
         pass
-
-
-@pytest.mark.parametrize("below", ["", "folder"])
-def test_a_file_where_a_folder_should_be_is_told_in_one_line(tmp_path: Path, below: str) -> None:
-    path = tmp_path / "file"
-    path.write_text("not a folder")
-    with pytest.raises(UserError, match=r"\Acannot write to the folder .*; choose another\Z"):
-        check_writable(path / below)

@@ -1,0 +1,230 @@
+"""Any number of processes learn the same, replicated or sharded; one that dies ends the job, and the state stays."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from part3_pretrain import pretrain
+from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.runtime import distributed
+from part4_sft import sft
+from tests.conftest import ROOT, Command, assert_refused, in_folder
+from tests.processes import SMALL_STEPS, at_step, in_ranks, kill_self, small_sft
+
+ACCUMULATE = ["--gradient-accumulation-steps", "3"]
+
+# ---------------------------------------------------------------------------------------------------- collectives
+
+
+def test_collectives_combine_what_the_ranks_have_and_rank_0_alone_prints(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with distributed.process_group(shard=False):
+            rank, items = distributed.rank(), list(range(8))
+            assert distributed.world_size() == 3
+            assert distributed.shard(items) == [[0, 3, 6], [1, 4, 7], [2, 5]][rank]
+            assert distributed.all_gather(distributed.shard(items)) == items
+            assert distributed.all_reduce_sum(rank, 0.5) == [3, 1.5]
+            assert distributed.all_reduce_max(5 - rank) == 5
+            distributed.barrier()
+            print("rank", rank)
+            print("rank", rank, file=sys.stderr)
+
+    assert in_ranks(main, 3) == [0, 0, 0]
+    out, err = capfd.readouterr()
+    assert out == "rank 0\n" and err.count("rank") == 1
+
+
+def test_without_torchrun_collectives_return_what_they_get() -> None:
+    assert distributed.shard([1, 2, 3]) == distributed.all_gather([1, 2, 3]) == [1, 2, 3]
+    assert (distributed.all_reduce_sum(1, 2.5), distributed.all_reduce_max(4)) == ([1, 2.5], 4)
+    distributed.barrier()
+
+
+def test_the_death_of_another_process_is_told_and_an_error_of_ones_own_is_not_hidden(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def wait_for_the_dead() -> None:
+        with distributed.process_group(shard=False):
+            if distributed.rank() == 1:
+                kill_self()
+            distributed.all_reduce_max(0)
+
+    assert in_ranks(wait_for_the_dead, 2) == [2, -signal.SIGKILL]
+    cause = "error: another process of this job was killed, or said why it ended"
+    assert f"{cause}; the same command with --resume goes on from the state" in capfd.readouterr().err
+
+    def fail() -> None:
+        with distributed.process_group(shard=False):
+            raise RuntimeError("of our own")
+
+    assert in_ranks(fail, 1) == [99]
+
+
+def test_sharding_needs_torchrun(run_main: Command, tmp_path: Path) -> None:
+    folders = ["--checkpoint", tmp_path / "made.pt", "--out-dir", tmp_path]
+    assert_refused(run_main(pretrain.main, *folders, "--shard"), "--shard needs several processes; put torchrun ")
+
+
+# ---------------------------------------------------------------------------------------------------- the same
+
+
+@pytest.fixture(scope="module")
+def options(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return small_sft(tmp_path_factory.mktemp("data"), tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process wrote what it came to."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert in_ranks(sft.main, 1, [*options, *in_folder(folder)]) == [0]
+    return folder
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "outputs" / "evaluation.json").read_text())
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    ours, theirs = load_checkpoint(one).model, load_checkpoint(other).model
+    for (name, weight), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def assert_same_training(folder: Path, straight: Path) -> None:
+    """Loss and gradient norm of every step, what validation says, all replies, and the weights."""
+    actual, expected = evaluation(folder), evaluation(straight)
+    for measure in ("loss", "gradient_norm"):
+        assert len(expected["steps"][measure]) == SMALL_STEPS
+        assert actual["steps"][measure] == pytest.approx(expected["steps"][measure], rel=1e-5)
+    for ours, theirs in zip(actual["by_epoch"], expected["by_epoch"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    texts = [(path / "outputs" / "replies.json").read_text() for path in (folder, straight)]
+    assert texts[0] == texts[1]
+    assert_same_weights(folder / "checkpoints" / "sft_model.pt", straight / "checkpoints" / "sft_model.pt")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["sft_model.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--shard"], ACCUMULATE, [*ACCUMULATE, "--shard"]], ids=" ".join)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_more_processes_learn_the_same(
+    world_size: int, more: list[str], options: list[str], straight: Path, tmp_path: Path
+) -> None:
+    assert in_ranks(sft.main, world_size, [*options, *more, *in_folder(tmp_path)]) == [0] * world_size
+    assert_same_training(tmp_path, straight)
+    assert evaluation(tmp_path)["environment"]["processes"] == world_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--shard"]])
+def test_pretraining_in_more_processes_learns_the_same(more: list[str], tmp_path: Path) -> None:
+    small = ["--conversations", "60", "--vocab-size", "400", "--tokens-per-batch", "256", "--warmup-steps", "2"]
+    for world_size in (1, 3):
+        folder = tmp_path / str(world_size)
+        files = ["--checkpoint", str(folder / "made.pt"), "--out-dir", str(folder)]
+        arguments = [*small, *more, *files, "--dtype", "float32"]
+        assert in_ranks(pretrain.main, world_size, arguments) == [0] * world_size
+    assert_same_weights(tmp_path / "1" / "made.pt", tmp_path / "3" / "made.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["--lora-rank", "2"], ["--dtype", "bfloat16"], ["--dtype", "bfloat16", "--shard"]])
+def test_other_ways_to_train_end_well_and_lower_the_loss(more: list[str], options: list[str], tmp_path: Path) -> None:
+    assert in_ranks(sft.main, 2, [*options, *more, *in_folder(tmp_path)]) == [0, 0]
+    losses = evaluation(tmp_path)["steps"]["loss"]
+    assert len(losses) == SMALL_STEPS and sum(losses[6:]) / 6 < sum(losses[:6]) / 6 - 0.01
+    model = load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt", dtype=None).model
+    assert model.norm.weight.dtype == (torch.bfloat16 if "bfloat16" in more else torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- interrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after", "more"), [(4, 2, []), (2, 4, []), (4, 2, ["--shard"]), (1, 3, ["--shard"])]
+)
+def test_a_training_that_is_killed_goes_on_in_another_number_of_processes(
+    before: int, after: int, more: list[str], options: list[str], straight: Path, tmp_path: Path
+) -> None:
+    arguments = [*options, *more, *in_folder(tmp_path)]
+    statuses = in_ranks(sft.main, before, arguments, at_step(8), rank=before - 1)
+    assert statuses.pop() == -signal.SIGKILL and set(statuses) <= {2}  # none hangs, none ends in a traceback
+    assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
+    assert in_ranks(sft.main, after, [*arguments, "--resume"], at_step(9)) == [0] * after  # it takes fewer steps
+    assert_same_training(tmp_path, straight)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_state_is_kept(
+    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*options, *in_folder(tmp_path)]
+
+    def stopped_at(step: int, rank: int) -> Path:
+        assert in_ranks(sft.main, 2, arguments, at_step(step, signal.SIGTERM), rank) == [143, 143]
+        (save,) = (tmp_path / "checkpoints" / "sft_model.state").iterdir()
+        assert len(json.loads((save / "values.json").read_text())["values"]["steps"]) == step
+        return save
+
+    stopped_at(9, rank=1)
+    stderr = capfd.readouterr().err
+    assert stderr.count("interrupted: ") == 1 and "--resume" in stderr
+    statuses = in_ranks(sft.main, 2, [*arguments, "--resume", "--learning-rate", "0.002"])
+    stderr = capfd.readouterr().err
+    # Where one process ends before the other, torch's own code may have something to say, too.
+    assert statuses == [2, 2] and stderr.count("error: ") == 1
+    assert "--learning-rate was 0.001 and is 0.002" in stderr
+    save = stopped_at(5, rank=0)  # anew, not resumed
+    (save / "values.json").write_text("{}")
+    assert in_ranks(sft.main, 2, [*arguments, "--resume"]) == [2, 2]
+    assert "sft_model.state is damaged" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- torchrun
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_torchrun_ends_a_job_whose_process_is_killed_or_restarts_it_from_its_state(
+    restarts: int, options: list[str], straight: Path, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        "import os, sys\n"
+        "sys.path.insert(0, os.getcwd())\n"
+        "from part3_pretrain.runtime.cli import exit_status\n"
+        "from part4_sft import sft\n"
+        "from tests.processes import at_step\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1':\n"
+        "    at_step(8)()\n"
+        "raise SystemExit(exit_status(sft.main))\n"
+    )
+    done = torchrun("--max-restarts", str(restarts), str(job), *options, *in_folder(tmp_path))
+    assert "error: another process of this job was killed" in done.stderr, done.stderr
+    assert (done.returncode == 0) == bool(restarts), done.stderr
+    if restarts:
+        assert_same_training(tmp_path, straight)
+        assert done.stdout.count("resuming after step ") == 1  # rank 0 alone speaks
+    else:
+        assert (tmp_path / "checkpoints" / "sft_model.state").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", [["--learning-rate", "-1"], ["--shard", "--lora-rank", "2"]])
+def test_a_mistake_is_told_once(mistake: list[str], options: list[str], tmp_path: Path) -> None:
+    done = torchrun("-m", "part4_sft.sft", *options, *in_folder(tmp_path), *mistake)
+    assert done.returncode and done.stderr.count("error: ") == 1
