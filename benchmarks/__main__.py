@@ -1,4 +1,4 @@
-"""python -m benchmarks [NAME ...]: measures this project beside TRL and transformers, and how its cost grows.
+"""python -m benchmarks [NAME ...]: measure this project beside TRL and transformers, and how its cost grows.
 
 Needs `pip install -r benchmarks/requirements.txt` and the default checkpoint, which `python -m part4_sft.sft` makes.
 Nothing else should run meanwhile. Tables go to the screen and, with the picture, into --out-dir.
@@ -37,15 +37,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--out-dir", type=Path, default=Path("outputs"), help="folder for benchmarks.md and growth.png")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - BENCHMARKS.keys():
-        raise UserError(f"there is no benchmark {min(unknown)}; there are {', '.join(BENCHMARKS)}")
+    unknown = set(arguments.names) - BENCHMARKS.keys()
+    if unknown:
+        raise UserError(f"there is no benchmark {min(unknown)}", f"there are {', '.join(BENCHMARKS)}")
     if not DEFAULT_CHECKPOINT.exists():
-        raise UserError(f"{DEFAULT_CHECKPOINT} is missing; make it with: python -m part3_pretrain.pretrain")
+        raise UserError(f"{DEFAULT_CHECKPOINT} is missing", "make it with: python -m part3_pretrain.pretrain")
     check_writable(arguments.out_dir)
 
-    from benchmarks.side_by_side import machine  # torch, for which a mistyped name should not wait
+    from benchmarks.side_by_side import describe_machine  # imports torch, for which a mistyped name need not wait
 
-    sections = [f"{time.strftime('%Y-%m-%d')}; {machine()}"]
+    sections = [f"{time.strftime('%Y-%m-%d')}; {describe_machine()}"]
     print(sections[0])
     for name in arguments.names or BENCHMARKS:
         title, module, function = BENCHMARKS[name]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,85 +16,92 @@ from benchmarks.side_by_side import (
     Measured,
     Side,
     alternate,
+    count_tokens,
+    encode_good_pairs,
+    fine_tune,
     in_our_order,
     largest_difference,
+    load_model,
     table,
-    the_500_pairs,
 )
 from part3_pretrain.bfloat16 import multiplies_bfloat16
-from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.model import Transformer
-from part4_sft.config import DEFAULT_CHECKPOINT
 from part4_sft.encoding import Example
-from part4_sft.training import train
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "plain": {"train_sampling_strategy": "sequential"},
     "grouped by length": {"train_sampling_strategy": "group_by_length"},
     "packed": {"packing": True},
 }
+IN_ORDER = trl_side.SAME_ARITHMETIC | SAMPLINGS["plain"]
+GROUPED = trl_side.SAME_ARITHMETIC | SAMPLINGS["grouped by length"]
 
 
-def fine_tune(model: Transformer, examples: list[Example]) -> Measured:
-    """An epoch by this project, of a copy of the model."""
+def measure_ours(model: Transformer, examples: list[Example]) -> Measured:
+    """Train a copy of the model for an epoch."""
     model = copy.deepcopy(model)
     start = time.perf_counter()
-    steps = train(model, examples, CONFIG, after_epoch=lambda epoch, loss: None)
-    return Measured(
-        time.perf_counter() - start, sum(len(example.ids) for example in examples), [step.loss for step in steps]
-    )
+    history = fine_tune(model, examples)
+    seconds = time.perf_counter() - start
+    return Measured(seconds, count_tokens(examples), [step.loss for step in history.steps])
 
 
 def default_model() -> str:
-    """The default model on the 500 pairs: every way that TRL offers is tried, and the best one gets as many rounds."""
-    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
-    examples = the_500_pairs(checkpoint.tokenizer)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = trl_side.export(Path(temporary) / "model", checkpoint.model, checkpoint.tokenizer)
-        lines = ["One run of each way that TRL offers, real tokens a second:", ""]
-        fastest: tuple[float, str, dict[str, Any]] = (0.0, "", {})
+    """Measure the default model on the 500 pairs, beside the fastest way that TRL offers and TRL as it comes."""
+    model, encoder = load_model()
+    examples = encode_good_pairs(encoder)
+    lines = ["One run of each way that TRL offers, real tokens a second:", ""]
+    with trl_side.exported(model, encoder.tokenizer) as folder:
+        rates: dict[str, float] = {}
+        ways: dict[str, dict[str, Any]] = {}
         for dtype in ("float32", "bfloat16"):
             for name, sampling in SAMPLINGS.items():
-                settings = trl_side.SAME | {"bf16": dtype == "bfloat16"} | sampling
-                # Enough to tell which is fastest; where bfloat16 is slow or masks are large, a step takes seconds.
-                few = 1 if name == "packed" else 2 if dtype == "bfloat16" and not multiplies_bfloat16() else 20
-                measured, _, _ = trl_side.fine_tune(folder, examples, few, **settings)
-                lines.append(f"- {dtype}, {name}: {measured.rate:,.0f}")
-                fastest = max(fastest, (measured.rate, f"TRL, {dtype}, {name}", settings), key=lambda entry: entry[0])
-        _, best, settings = fastest
-        as_it_comes = -1 if multiplies_bfloat16() else 2
-        found = alternate(
+                way = f"{dtype}, {name}"
+                ways[way] = trl_side.SAME_ARITHMETIC | {"bf16": dtype == "bfloat16"} | sampling
+                rates[way] = trl_side.fine_tune(folder, examples, trial_steps(dtype, name), **ways[way])[0].rate
+                lines.append(f"- {way}: {rates[way]:,.0f}")
+        fastest = max(rates, key=lambda way: rates[way])
+        steps_as_it_comes = -1 if multiplies_bfloat16() else 2  # -1: an epoch
+        runs = alternate(
             {
-                "part4_sft": partial(fine_tune, checkpoint.model, examples),
-                best: lambda: trl_side.fine_tune(folder, examples, **settings)[0],
-                "TRL as it comes": lambda: trl_side.fine_tune(folder, examples, as_it_comes)[0],
+                "part4_sft": partial(measure_ours, model, examples),
+                f"TRL, {fastest}": lambda: trl_side.fine_tune(folder, examples, **ways[fastest])[0],
+                "TRL as it comes": lambda: trl_side.fine_tune(folder, examples, steps_as_it_comes)[0],
             },
             rounds=2,
         )
-        same = trl_side.fine_tune(folder, in_our_order(examples), **trl_side.SAME, **SAMPLINGS["plain"])[0]
-    difference = largest_difference(found["part4_sft"][0].outcome, same.outcome)
-    check = (
-        f"Loss of {len(same.outcome)} steps, same pairs in the same batches in float32: at most {difference:.0e} apart."
-    )
-    return "\n".join([*lines, "", table(found, "real tokens/s"), "", check])
+        same = trl_side.fine_tune(folder, in_our_order(examples), **IN_ORDER)[0]
+    return "\n".join([*lines, "", table(runs, "real tokens/s"), "", compare_losses(runs["part4_sft"][0], same)])
+
+
+def trial_steps(dtype: str, sampling: str) -> int:
+    """Return how many steps tell which way is fastest; with large masks, or slow bfloat16, a step takes seconds."""
+    if sampling == "packed":
+        return 1
+    if dtype == "bfloat16" and not multiplies_bfloat16():
+        return 2
+    return 20
+
+
+def compare_losses(ours: Measured, theirs: Measured) -> str:
+    """Say how far the losses are apart, over as many steps as theirs has."""
+    steps = len(theirs.outcome)
+    difference = largest_difference(ours.outcome[:steps], theirs.outcome)
+    return f"Loss of {steps} steps, same pairs in the same batches in float32: at most {difference:.0e} apart."
 
 
 def large_model(steps: int = 5, rounds: int = 4) -> str:
-    """A model of SmolLM2's 135M shape with random weights, on the same pairs."""
+    """Measure a model of SmolLM2's 135M shape with random weights, on the same pairs."""
     torch.manual_seed(0)
     model = Transformer(SHAPES["135M (SmolLM2)"])
-    tokenizer = load_checkpoint(DEFAULT_CHECKPOINT).tokenizer
-    examples = the_500_pairs(tokenizer)[: steps * CONFIG.batch_size]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = trl_side.export(Path(temporary) / "model", model, tokenizer)
-        grouped = trl_side.SAME | SAMPLINGS["grouped by length"]
+    _, encoder = load_model()
+    examples = encode_good_pairs(encoder)[: steps * CONFIG.batch_size]
+    with trl_side.exported(model, encoder.tokenizer) as folder:
         sides: dict[str, Side] = {
-            "part4_sft": partial(fine_tune, model, examples),
-            "TRL, float32, grouped by length": lambda: trl_side.fine_tune(folder, examples, **grouped)[0],
+            "part4_sft": partial(measure_ours, model, examples),
+            "TRL, float32, grouped by length": lambda: trl_side.fine_tune(folder, examples, **GROUPED)[0],
         }
-        found = alternate(sides, rounds, warm_up=False)
-        same = trl_side.fine_tune(folder, in_our_order(examples), 3, **trl_side.SAME, **SAMPLINGS["plain"])[0]
-    difference = largest_difference(found["part4_sft"][0].outcome[:3], same.outcome)
-    note = "bfloat16 and packing, which lost with the default model, were not tried here."
-    check = f"Loss of 3 steps, same pairs in the same batches in float32: at most {difference:.0e} apart. {note}"
-    return "\n".join([table(found, "real tokens/s"), "", check])
+        runs = alternate(sides, rounds, warm_up=False)
+        same = trl_side.fine_tune(folder, in_our_order(examples), 3, **IN_ORDER)[0]
+    untried = "bfloat16 and packing, which lost with the default model, were not tried here."
+    return "\n".join([table(runs, "real tokens/s"), "", f"{compare_losses(runs['part4_sft'][0], same)} {untried}"])

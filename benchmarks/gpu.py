@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from benchmarks import trl_side
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import Measured, alternate, table, the_500_pairs
-from part3_pretrain.checkpoint import load_checkpoint
+from benchmarks.side_by_side import (
+    Measured,
+    alternate,
+    count_parameters,
+    count_tokens,
+    encode_good_pairs,
+    fine_tune,
+    load_model,
+    seconds_of,
+    table,
+)
 from part3_pretrain.model import Transformer
-from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
-from part4_sft.training import train
+from part4_sft.config import SFTConfig
 
 CONFIG = SFTConfig(epochs=1, batch_size=125, dtype="bfloat16")  # about 12,000 tokens a step
 
@@ -24,41 +30,46 @@ def main() -> str:
     if not torch.cuda.is_available():
         return "not run: torch finds no GPU here. Where there is one: python -m benchmarks gpu"
     torch.manual_seed(0)
-    tokenizer = load_checkpoint(DEFAULT_CHECKPOINT).tokenizer
+    _, encoder = load_model()
     model = Transformer(SHAPES["135M (SmolLM2)"]).bfloat16()
-    examples = the_500_pairs(tokenizer) * 4
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    examples = encode_good_pairs(encoder) * 4
 
-    def ours() -> Measured:
+    def measure_ours() -> Measured:
         trained = copy.deepcopy(model).cuda()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        train(trained, examples, CONFIG, after_epoch=lambda epoch, loss: None)
-        torch.cuda.synchronize()
-        return Measured(time.perf_counter() - start, sum(len(example.ids) for example in examples))
+        return Measured(seconds_on_gpu(lambda: fine_tune(trained, examples, CONFIG)), count_tokens(examples))
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = trl_side.export(Path(temporary) / "model", model, tokenizer)
-        settings = trl_side.SAME | {"bf16": True, "packing": True, "max_length": 1024}
-        found = alternate(
+    with trl_side.exported(model, encoder.tokenizer) as folder:
+        settings = trl_side.SAME_ARITHMETIC | {"bf16": True, "packing": True, "max_length": 1024}
+        runs = alternate(
             {
-                "part4_sft": ours,
+                "part4_sft": measure_ours,
                 "TRL, packed": lambda: trl_side.fine_tune(folder, examples, batch_size=12, **settings)[0],
             },
             rounds=3,
         )
-    best = max(run.rate for run in found["part4_sft"])
-    share = 6 * parameters * best / products_per_second()
-    return "\n".join([table(found, "real tokens/s"), "", f"Share of the matrix-product rate: {share:.0%}."])
+    best = max(run.rate for run in runs["part4_sft"])
+    share = 6 * count_parameters(model) * best / products_per_second()
+    return "\n".join([table(runs, "real tokens/s"), "", f"Share of the matrix-product rate: {share:.0%}."])
 
 
 def products_per_second(size: int = 8192, repeats: int = 20) -> float:
-    """Floating-point operations a second of large bfloat16 products."""
+    """Return the floating-point operations a second of large bfloat16 products."""
     x = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
-    x @ x
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            x @ x
+
+    x @ x  # the first product loads the kernel
+    return 2 * size**3 * repeats / seconds_on_gpu(multiply)
+
+
+def seconds_on_gpu(work: Callable[[], object]) -> float:
+    """Return the seconds until all that the work has queued on the GPU is done."""
+
+    def work_and_wait() -> None:
+        work()
+        torch.cuda.synchronize()
+
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        x @ x
-    torch.cuda.synchronize()
-    return 2 * size**3 * repeats / (time.perf_counter() - start)
+    return seconds_of(work_and_wait)

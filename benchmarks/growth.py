@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import peak_memory, the_500_pairs
-from part3_pretrain.checkpoint import load_checkpoint
+from benchmarks.side_by_side import (
+    count_parameters,
+    count_tokens,
+    encode_good_pairs,
+    encode_prompts,
+    fine_tune,
+    load_model,
+    peak_memory,
+    run_python,
+    seconds_of,
+)
 from part3_pretrain.corpus import IGNORE_INDEX
+from part3_pretrain.loss_curve import BLUE
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.retail import world
 from part3_pretrain.runtime.files import atomic_write
-from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
+from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, draw_pairs, make_datasets, save_pairs
-from part4_sft.encoding import Example, PairEncoder
+from part4_sft.encoding import Example
 from part4_sft.formats import load_pairs
 from part4_sft.generation import Sampling, generate
-from part4_sft.report import BLUE, markdown_table
-from part4_sft.training import train
+from part4_sft.report import markdown_table
 
 VOCABULARY = 2048
-PAIRS = (500, 5_000, 50_000)
+PAIR_COUNTS = (500, 5_000, 50_000)
 RESPONSE_LENGTHS = (32, 64, 128, 256, 512)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 MODELS = {
@@ -37,124 +44,110 @@ MODELS = {
     "35M": ModelConfig(VOCABULARY, 576, 1536, 8, 9, 3),
     "135M": SHAPES["135M (SmolLM2)"],
 }
-REPLIES_AT_ONCE = (1, 4, 16, 64, 256)
-MADE = (1_000, 10_000, 50_000)
+REPLY_COUNTS = (1, 4, 16, 64, 256)  # written at once
+MADE_COUNTS = (1_000, 10_000, 50_000)
 
 Row = tuple[float, float]  # how many, and the cost of one
 
 
 def main(out_dir: Path) -> str:
-    made = {count: cost_of_making(count) for count in MADE}
+    made = {count: cost_of_making(count) for count in MADE_COUNTS}
     panels: dict[str, tuple[str, list[Row]]] = {
-        "pairs": ("ms a pair: load, tokenise, train", [(n, 1000 * cost_of_pairs(n)) for n in PAIRS]),
+        "pairs": ("ms a pair: load, tokenise, train", [(n, 1000 * cost_of_pairs(n)) for n in PAIR_COUNTS]),
         "response tokens": ("ms a token trained on", [(n, 1000 * cost_of_length(n)) for n in RESPONSE_LENGTHS]),
         "pairs a step": ("ms a pair", [(n, 1000 * cost_of_batch(n)) for n in BATCH_SIZES]),
         "parameters": ("ns a token and parameter", [cost_of_model(shape) for shape in MODELS.values()]),
-        "replies at once": ("ms a reply", [(n, 1000 * cost_of_replies(n)) for n in REPLIES_AT_ONCE]),
+        "replies at once": ("ms a reply", [(n, 1000 * cost_of_replies(n)) for n in REPLY_COUNTS]),
         "pairs made": ("ms a pair made and written", [(n, 1000 * cost) for n, (cost, _) in made.items()]),
     }
-    tables = []
+    lines = []
     for number, (cost, points) in panels.items():
-        rows = [[number, *(f"{n:,}" for n, _ in points)], [cost, *(f"{each:.3g}" for _, each in points)]]
-        tables += [markdown_table(rows[0], rows[1:]), ""]
+        header = [number, *(f"{n:,}" for n, _ in points)]
+        lines += [markdown_table(header, [[cost, *(f"{each:.3g}" for _, each in points)]]), ""]
     peaks = ", ".join(f"{n:,} pairs: {peak:.0f} MB" for n, (_, peak) in made.items())
-    tables.append(f"Making pairs, memory at the peak of a process of its own: {peaks}.")
+    lines.append(f"Making pairs, memory at the peak of a process of its own: {peaks}.")
     draw(panels, out_dir / "growth.png")
-    return "\n".join([*tables, "", f"written: {out_dir / 'growth.png'}"])
+    return "\n".join([*lines, "", f"written: {out_dir / 'growth.png'}"])
 
 
-def seconds_of(work: Callable[[], object], rounds: int = 2) -> float:
-    """The least of several runs: what else the machine does can only add to it."""
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def train_on(model: Transformer, examples: Sequence[Example], batch_size: int = 8) -> None:
-    train(model, examples, SFTConfig(epochs=1, batch_size=batch_size), after_epoch=lambda epoch, loss: None)
-
-
-def write_pairs(path: Path, count: int) -> None:
-    """Ideal pairs, written as they are drawn."""
-    save_pairs(path, draw_pairs(count, world.ideal_reply, set(), Random(0), held_out_item=False))
+def least_seconds(work: Callable[[], object], rounds: int = 2) -> float:
+    """Return the least of several runs: what else the machine does can only add to it."""
+    return min(seconds_of(work) for _ in range(rounds))
 
 
 def cost_of_pairs(count: int) -> float:
-    """Seconds a pair, from the file to the end of an epoch; model and texts are so small that the rest shows."""
-    tokenizer = load_checkpoint(DEFAULT_CHECKPOINT).tokenizer
-    model = Transformer(ModelConfig(tokenizer.get_vocab_size(), 32, 64, 1, 2, 2))
+    """Return seconds a pair, from file to the end of an epoch; model and texts are so small that the rest shows."""
+    _, encoder = load_model()
+    model = Transformer(ModelConfig(encoder.tokenizer.get_vocab_size(), 32, 64, 1, 2, 2))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.json"
         save_pairs(path, (Pair(f"Where is order {n}?", f"Order {n} is on its way.") for n in range(count)))
 
-        def work() -> None:
-            train_on(model, PairEncoder(tokenizer, eos_id=1).encode_all(load_pairs(path)), batch_size=64)
+        def load_and_train() -> None:
+            fine_tune(model, encoder.encode_all(load_pairs(path)), SFTConfig(epochs=1, batch_size=64))
 
-        return seconds_of(work, rounds=2 if count > 5_000 else 4) / count  # few pairs are soon done, so oftener
+        rounds = 2 if count > 5_000 else 4  # few pairs are soon done
+        return least_seconds(load_and_train, rounds) / count
 
 
-def cost_of_length(length: int) -> float:
-    rng, prompt = Random(0), 32
+def cost_of_length(response_length: int) -> float:
+    """Return seconds a token, for 32 pairs with prompts of 32 tokens."""
+    rng, prompt_length = Random(0), 32
     model = Transformer(ModelConfig(VOCABULARY, max_positions=1024))
-    rows = [[rng.randrange(2, VOCABULARY) for _ in range(prompt + length)] for _ in range(32)]
-    examples = [Example(row, [IGNORE_INDEX] * prompt + row[prompt:]) for row in rows]
-    return seconds_of(lambda: train_on(model, examples)) / (len(rows) * (prompt + length))
+    rows = [[rng.randrange(2, VOCABULARY) for _ in range(prompt_length + response_length)] for _ in range(32)]
+    examples = [Example(row, [IGNORE_INDEX] * prompt_length + row[prompt_length:]) for row in rows]
+    return least_seconds(lambda: fine_tune(model, examples)) / count_tokens(examples)
 
 
 def cost_of_batch(size: int) -> float:
-    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
-    examples = the_500_pairs(checkpoint.tokenizer)[:128]
-    return seconds_of(lambda: train_on(checkpoint.model, examples, size)) / len(examples)
+    """Return seconds a pair, for steps of so many."""
+    model, encoder = load_model()
+    examples, config = encode_good_pairs(encoder)[:128], SFTConfig(epochs=1, batch_size=size)
+    return least_seconds(lambda: fine_tune(model, examples, config)) / len(examples)
 
 
 def cost_of_model(shape: ModelConfig) -> Row:
-    """Parameters, and nanoseconds a token for each of them."""
-    model = Transformer(shape)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    examples = the_500_pairs(load_checkpoint(DEFAULT_CHECKPOINT).tokenizer)[: 8 if parameters > 1e8 else 32]
-    tokens = sum(len(example.ids) for example in examples)
-    return parameters, 1e9 * seconds_of(lambda: train_on(model, examples)) / tokens / parameters
+    """Return the number of parameters, and nanoseconds a token for each of them."""
+    model, (_, encoder) = Transformer(shape), load_model()
+    parameters = count_parameters(model)
+    examples = encode_good_pairs(encoder)[: 8 if parameters > 1e8 else 32]
+    seconds = least_seconds(lambda: fine_tune(model, examples))
+    return parameters, 1e9 * seconds / count_tokens(examples) / parameters
 
 
 def cost_of_replies(at_once: int) -> float:
-    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
-    encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
+    """Return seconds a reply, of so many written at once."""
+    model, encoder = load_model()
     data = make_datasets(0)
-    prompts = [encoder.encode_prompt(pair.context, 300) for pair in data["sft_test"] + data["sft_validation"]][:256]
-    prompts = prompts[: max(8, at_once)]
-    return seconds_of(lambda: generate(checkpoint.model, prompts, Sampling(), batch_size=at_once)) / len(prompts)
+    prompts = encode_prompts(encoder, data["sft_test"] + data["sft_validation"])[: max(8, at_once)]
+    return least_seconds(lambda: generate(model, prompts, Sampling(), batch_size=at_once)) / len(prompts)
 
 
 def cost_of_making(count: int) -> tuple[float, float]:
-    """Seconds a pair and the peak in MB, of a process that makes and writes so many."""
-    command = [sys.executable, "-m", "benchmarks.growth", str(count)]
-    seconds, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    """Return seconds a pair and the peak in MB, of a process that makes and writes so many."""
+    seconds, peak = run_python("-m", "benchmarks.growth", str(count)).split()
     return float(seconds) / count, float(peak)
 
 
 def make(count: int) -> None:
-    """Prints seconds and megabytes."""
+    """Make and write ideal pairs, and print seconds and megabytes."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        write_pairs(Path(folder) / "pairs.json", count)
-        print(time.perf_counter() - start, peak_memory() / 1e6)
+        pairs = draw_pairs(count, world.ideal_reply, set(), Random(0), held_out_item=False)
+        print(seconds_of(lambda: save_pairs(Path(folder) / "pairs.json", pairs)), peak_memory() / 1e6)
 
 
 def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
-    for panel, (number, (cost, points)) in zip(axes.flat, panels.items()):
-        panel.plot(*zip(*points), "o-", color=BLUE)
-        panel.set(title=cost, xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
+    """Draw one panel for each cost, all from zero."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for axes, (number, (cost, points)) in zip(figure.subplots(2, 3).flat, panels.items()):
+        axes.plot(*zip(*points), "o-", color=BLUE)
+        axes.set(title=cost, xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
         labels = [f"{n / 1e6:.0f}M" if n > 1e6 else f"{n:,}" for n, _ in points]
-        panel.set_xticks([n for n, _ in points], labels=labels)
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
+        axes.set_xticks([n for n, _ in points], labels=labels)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

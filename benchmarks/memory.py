@@ -8,19 +8,18 @@ For larger models it computes what weights, gradients and Adam's moments need, w
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from dataclasses import replace
+from importlib import import_module
 
 import torch
 
-from benchmarks.side_by_side import peak_memory
+from benchmarks.side_by_side import count_parameters, fine_tune, peak_memory, run_python
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
 from part4_sft.extras.lora import PROJECTIONS, add_lora
 from part4_sft.report import markdown_table
-from part4_sft.training import train
 
 SHAPES = {
     "135M (SmolLM2)": ModelConfig(49152, 576, 1536, 30, 9, 3, max_positions=8192),
@@ -40,28 +39,26 @@ PAIRS, TOKENS = 8, 128
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--only", nargs=2, metavar=("WAY", "CHECKPOINTING"), help="measure one way, in this process")
-    if only := parser.parse_args().only:
-        print(measured(WAYS[only[0]], only[1] == "True"))
+    only = parser.parse_args().only
+    if only:
+        way, checkpointing = only
+        print(measure(WAYS[way], checkpointing == "True"))
         return
     rows = []
     for way, config in WAYS.items():
         peaks = [
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.memory", "--only", way, str(checkpointing)],
-                capture_output=True, text=True, check=True,
-            ).stdout
-            for checkpointing in (False, True)
-        ]  # fmt: skip
-        rows.append([way, *(f"{float(peak):.1f}" for peak in peaks)])
-        rows[-1] += [f"{computed(shape, config):.1f}" for shape in SHAPES.values()]
+            run_python("-m", "benchmarks.memory", "--only", way, checkpointing) for checkpointing in ("False", "True")
+        ]
+        measured = [f"{float(peak):.1f}" for peak in peaks]
+        rows.append([way, *measured, *(f"{compute(shape, config):.1f}" for shape in SHAPES.values())])
     header = ["GB", "135M measured", "and --gradient-checkpointing", *(f"{name} computed" for name in SHAPES)]
     print(markdown_table(header, rows))
 
 
-def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
-    """Gigabytes that this process came to need for one step."""
+def measure(config: SFTConfig, gradient_checkpointing: bool) -> float:
+    """Train for one step, and return the gigabytes that this process came to need for it."""
     if config.lora_rank:
-        import peft  # noqa: F401, so that its own memory is not counted
+        import_module("peft")  # so that its own memory is not counted
     before = peak_memory()
     torch.set_default_dtype(getattr(torch, config.dtype))
     model = Transformer(SHAPES["135M (SmolLM2)"])
@@ -70,23 +67,21 @@ def measured(config: SFTConfig, gradient_checkpointing: bool) -> float:
         add_lora(model, config.lora_rank)
     model.gradient_checkpointing = gradient_checkpointing
     ids = torch.randint(49152, (PAIRS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
-    examples = [Example(row, [-100] * (TOKENS // 2) + row[TOKENS // 2 :]) for row in ids]
-    train(model, examples, config, after_epoch=lambda epoch, loss: None)
+    fine_tune(model, [Example(row, [IGNORE_INDEX] * (TOKENS // 2) + row[TOKENS // 2 :]) for row in ids], config)
     return (peak_memory() - before) / 1e9
 
 
-def computed(shape: ModelConfig, config: SFTConfig) -> float:
-    """Gigabytes of weights, gradients and both moments; activations come on top."""
+def compute(shape: ModelConfig, config: SFTConfig) -> float:
+    """Return the gigabytes of weights, gradients and both moments; activations come on top."""
     with torch.device("meta"):
         model = Transformer(shape)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    learnt = weights
+    weights = trainable = count_parameters(model)
     if config.lora_rank:
         projections = [module for name, module in model.named_modules() if name.endswith(tuple(PROJECTIONS))]
-        learnt = sum(config.lora_rank * (layer.in_features + layer.out_features) for layer in projections)
+        trainable = sum(config.lora_rank * (layer.in_features + layer.out_features) for layer in projections)
     weight_bytes = 2 if config.dtype == "bfloat16" else 4
     moment_bytes = 2 if config.moments_dtype == "bfloat16" else 4
-    return (weights * weight_bytes + learnt * (weight_bytes + 2 * moment_bytes)) / 1e9
+    return (weights * weight_bytes + trainable * (weight_bytes + 2 * moment_bytes)) / 1e9
 
 
 if __name__ == "__main__":

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from benchmarks import trl_side
-from part3_pretrain.checkpoint import load_checkpoint
-from part4_sft.config import DEFAULT_CHECKPOINT
+from benchmarks.side_by_side import Measured, alternate, load_model, run_python, seconds_of
 from part4_sft.dataset import make_datasets, save_pairs
 from part4_sft.report import markdown_table
 
-ROUNDS = 2
 STOP_AFTER_A_STEP = """
 import os, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -49,35 +45,33 @@ SFTTrainer(
 
 
 def main() -> str:
-    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
-    with tempfile.TemporaryDirectory() as temporary:
+    model, encoder = load_model()
+    with trl_side.exported(model, encoder.tokenizer) as exported, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        trl_side.export(folder / "model", checkpoint.model, checkpoint.tokenizer)
-        data = make_datasets(0)
-        for name in ("sft_dataset", "sft_validation", "sft_test"):
-            save_pairs(folder / f"{name}.json", data[name])
-        outputs = ["--out-dir", str(folder / "out"), "--checkpoint-dir", str(folder / "checkpoints")]
-        files = [f"--data={folder}/sft_dataset.json", f"--validation-data={folder}/sft_validation.json"]
+        for name, pairs in make_datasets(0).items():
+            save_pairs(folder / f"{name}.json", pairs)
+        data = f"{folder}/sft_dataset.json"
+        options = [f"--data={data}", f"--validation-data={folder}/sft_validation.json"]
+        options += [f"--out-dir={folder}/out", f"--checkpoint-dir={folder}/checkpoints"]
         commands = {
             "python -m part4_sft.sft --help": ["-m", "part4_sft.sft", "--help"],
             "python -m trl.scripts.sft --help": ["-m", "trl.scripts.sft", "--help"],
-            "part4_sft to the first step": ["-c", OURS, *files, *outputs],
-            "TRL to the first step": ["-c", THEIRS, str(folder / "model"), f"{folder}/sft_dataset.json", str(folder)],
+            "part4_sft to the first step": ["-c", OURS, *options],
+            "TRL to the first step": ["-c", THEIRS, str(exported), data, temporary],
         }
-        found: dict[str, list[float]] = {name: [] for name in commands}
-        for turn in range(ROUNDS + 1):
-            for name, command in commands.items():
-                start = time.perf_counter()
-                subprocess.run([sys.executable, *command], check=True, capture_output=True)
-                if turn > 0:  # the first brings the files into memory
-                    found[name].append(time.perf_counter() - start)
-    medians = {name: median(runs) for name, runs in found.items()}
-    rows = [[name, f"{medians[name]:.2f}", f"{min(runs):.2f} to {max(runs):.2f}"] for name, runs in found.items()]
-    helps, starts = list(medians.values())[:2], list(medians.values())[2:]
+        # The round that is not counted brings the files into memory.
+        runs = alternate({name: partial(measure, command) for name, command in commands.items()}, rounds=2)
+    seconds = {name: [run.seconds for run in of_command] for name, of_command in runs.items()}
+    rows = [[name, f"{median(each):.2f}", f"{min(each):.2f} to {max(each):.2f}"] for name, each in seconds.items()]
+    our_help, their_help, our_start, their_start = map(median, seconds.values())
     return "\n".join(
         [
             markdown_table(["command", "seconds (median)", "lowest to highest"], rows),
             "",
-            f"Sooner by {helps[1] / helps[0]:.1f}x (--help) and {starts[1] / starts[0]:.1f}x (first step).",
+            f"Sooner by {their_help / our_help:.1f}x (--help) and {their_start / our_start:.1f}x (first step).",
         ]
     )
+
+
+def measure(arguments: list[str]) -> Measured:
+    return Measured(seconds_of(lambda: run_python(*arguments)), amount=1)

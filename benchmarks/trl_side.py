@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from benchmarks.side_by_side import Measured
+from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part4_sft.encoding import Example
+from part4_sft.generation import Sampling
 
 huggingface_hub.constants.HF_HUB_OFFLINE = True  # else SFTTrainer reports that it is used
 transformers.logging.set_verbosity_error()
@@ -30,17 +33,18 @@ transformers.logging.disable_progress_bar()
 disable_progress_bars()
 
 # The same arithmetic as `part4_sft`: Adam at a constant rate, no clipping, float32, every activation kept.
-SAME: dict[str, Any] = {
+SAME_ARITHMETIC: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "weight_decay": 0.0,  # makes AdamW Adam
     "max_grad_norm": 0.0,  # clips nothing
     "bf16": False,
     "gradient_checkpointing": False,
 }
+PAD_ID = 0
 
 
 class Clock(TrainerCallback):
-    """The time from the first step's begin to the last one's end."""
+    """Takes the time from the begin of the first step to the end of the last."""
 
     def on_step_begin(self, *arguments: Any, **keywords: Any) -> None:
         self.start = getattr(self, "start", time.perf_counter())
@@ -49,19 +53,22 @@ class Clock(TrainerCallback):
         self.end = time.perf_counter()
 
 
-def export(folder: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
-    """Writes the model so that transformers can read it."""
-    write_folder(folder, model, tokenizer, {}, "")
-    return folder
+@contextmanager
+def exported(model: Transformer, tokenizer: Tokenizer) -> Iterator[Path]:
+    """Write the model to a temporary folder that transformers can read."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        write_folder(folder, Checkpoint(model, tokenizer, {}))
+        yield folder
 
 
 def fine_tune(
     folder: Path, examples: Sequence[Example], steps: int = -1, batch_size: int = 8, **settings: Any
 ) -> tuple[Measured, list[float], Any]:
-    """Fine-tunes by `SFTTrainer`.
+    """Fine-tune by `SFTTrainer`.
 
     Args:
-        folder: the model to start from, as `export` writes it.
+        folder: the model to start from, as `exported` writes it.
         steps: how many; by default an epoch.
         settings: of TRL's `SFTConfig`; all others are as they come, but for the device, logs and files.
 
@@ -104,21 +111,28 @@ def fine_tune(
     return measured, [entry["grad_norm"] for entry in steps_log], trainer.model
 
 
-def generate(model: Any, prompts: list[list[int]], batch_size: int, pad_id: int, **sampling: Any) -> list[list[int]]:
-    """The ids that follow each prompt, without <EOS>, by transformers' `generate`; like lengths go together."""
+def generate(model: Any, prompts: list[list[int]], sampling: Sampling, batch_size: int) -> list[list[int]]:
+    """Return the ids that follow each prompt, without <EOS>, by transformers' `generate`; like lengths go together."""
+    settings: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        settings = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k}
+    eos_ids = model.generation_config.eos_token_id
+    if not isinstance(eos_ids, list):
+        eos_ids = [eos_ids]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
     replies: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        longest = max(len(prompts[index]) for index in chosen)
-        padded = [[pad_id] * (longest - len(prompts[index])) + prompts[index] for index in chosen]
-        mask = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in chosen]
+        batch = order[start : start + batch_size]
+        longest = max(len(prompts[index]) for index in batch)
+        padding = [longest - len(prompts[index]) for index in batch]
         written = model.generate(
-            input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask), pad_token_id=pad_id, **sampling
+            input_ids=torch.tensor([[PAD_ID] * pads + prompts[index] for index, pads in zip(batch, padding)]),
+            attention_mask=torch.tensor([[0] * pads + [1] * (longest - pads) for pads in padding]),
+            pad_token_id=PAD_ID,
+            max_new_tokens=sampling.max_new_tokens,
+            **settings,
         )
-        for index, row in zip(chosen, written[:, longest:].tolist()):
-            length = next((place for place, token in enumerate(row) if token in ends), len(row))
+        for index, row in zip(batch, written[:, longest:].tolist()):
+            length = next((position for position, token in enumerate(row) if token in eos_ids), len(row))
             replies[index] = row[:length]
     return [replies[index] for index in range(len(prompts))]

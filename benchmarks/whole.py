@@ -3,58 +3,56 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
-from pathlib import Path
-from typing import Any
 
 from transformers import AutoModelForCausalLM
 
 from benchmarks import trl_side
-from benchmarks.fine_tuning import SAMPLINGS
-from benchmarks.generating import LONGEST
-from benchmarks.side_by_side import Measured, alternate, table, the_500_pairs
-from part3_pretrain.checkpoint import load_checkpoint
-from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
+from benchmarks.fine_tuning import GROUPED
+from benchmarks.side_by_side import (
+    Measured,
+    alternate,
+    encode_good_pairs,
+    encode_prompts,
+    fine_tune,
+    load_model,
+    table,
+)
+from part4_sft.config import SFTConfig
 from part4_sft.dataset import make_datasets
-from part4_sft.encoding import PairEncoder
+from part4_sft.evaluation import generate_replies
 from part4_sft.generation import Sampling
-from part4_sft.metrics import Replies, generate_replies, recognise, score
-from part4_sft.training import train
+from part4_sft.metrics import Replies, recognise_all, score
 
 AN_HOUR = 3600  # seconds: the rate of a run is told in runs an hour
+THEIR_BATCH_SIZE = 100  # replies that transformers writes at once
 
 
 def main() -> str:
-    checkpoint = load_checkpoint(DEFAULT_CHECKPOINT)
-    encoder = PairEncoder(checkpoint.tokenizer, eos_id=1)
-    examples, pairs = the_500_pairs(checkpoint.tokenizer), make_datasets(0)["sft_test"]
-    scenarios, prompts = recognise(pairs), [encoder.encode_prompt(pair.context, 300) for pair in pairs]
-    outcomes: dict[str, list[float]] = {}
+    model, encoder = load_model()
+    examples, pairs = encode_good_pairs(encoder), make_datasets(0)["sft_test"]
+    scenarios, prompts = recognise_all(pairs), encode_prompts(encoder, pairs)
+    bleu: dict[str, list[float]] = {}
 
-    def ours() -> Measured:
+    def measure_ours() -> Measured:
         start = time.perf_counter()
-        model = copy.deepcopy(checkpoint.model)
-        train(model, examples, SFTConfig(), after_epoch=lambda epoch, loss: None)
-        both = [generate_replies(one, encoder, pairs, Sampling(), 0) for one in (checkpoint.model, model)]
-        outcomes["part4_sft"] = [score(replies, pairs, scenarios)["bleu"] for replies in both]
+        trained = copy.deepcopy(model)
+        fine_tune(trained, examples, SFTConfig())
+        replies = [generate_replies(one, encoder, pairs, Sampling(), 0) for one in (model, trained)]
+        bleu["part4_sft"] = [score(of_model, pairs, scenarios)["bleu"] for of_model in replies]
         return Measured(time.perf_counter() - start, AN_HOUR)
 
-    def theirs(**settings: Any) -> Measured:
+    def measure_theirs() -> Measured:
         start = time.perf_counter()
-        _, _, model = trl_side.fine_tune(folder, examples, num_train_epochs=SFTConfig.epochs, **settings)
-        both = []
-        for one in (AutoModelForCausalLM.from_pretrained(folder), model):
-            written = trl_side.generate(
-                one.eval(), prompts, 100, pad_id=0, do_sample=True, temperature=0.7, top_k=0, max_new_tokens=LONGEST
-            )
-            both.append(Replies(encoder.decode(written), [True] * len(written)))
-        outcomes["TRL"] = [score(replies, pairs, scenarios)["bleu"] for replies in both]
+        _, _, trained = trl_side.fine_tune(folder, examples, num_train_epochs=SFTConfig.epochs, **GROUPED)
+        bleu["TRL"] = []
+        for one in (AutoModelForCausalLM.from_pretrained(folder), trained):
+            texts = encoder.decode(trl_side.generate(one.eval(), prompts, Sampling(), THEIR_BATCH_SIZE))
+            bleu["TRL"].append(score(Replies(texts, [True] * len(texts)), pairs, scenarios)["bleu"])
         return Measured(time.perf_counter() - start, AN_HOUR)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = trl_side.export(Path(temporary) / "model", checkpoint.model, checkpoint.tokenizer)
-        best = trl_side.SAME | SAMPLINGS["grouped by length"]
-        found = alternate({"part4_sft": ours, "TRL + transformers": lambda: theirs(**best)}, rounds=2, warm_up=False)
-    bleu = "; ".join(f"{name}: {before:.3f} before, {after:.3f} after" for name, (before, after) in outcomes.items())
-    return "\n".join([table(found, "runs an hour"), "", f"BLEU of the sampled replies: {bleu}."])
+    with trl_side.exported(model, encoder.tokenizer) as folder:
+        sides = {"part4_sft": measure_ours, "TRL + transformers": measure_theirs}
+        runs = alternate(sides, rounds=2, warm_up=False)
+    scores = "; ".join(f"{name}: {before:.3f} before, {after:.3f} after" for name, (before, after) in bleu.items())
+    return "\n".join([table(runs, "runs an hour"), "", f"BLEU of the sampled replies: {scores}."])

@@ -7,7 +7,6 @@ Adam at a constant learning rate. TRL comes with benchmarks/requirements.txt; wh
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -47,7 +46,7 @@ def random_examples() -> list[Example]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
-def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokenizer: Tokenizer) -> None:
     pytest.importorskip("trl")
     from benchmarks import trl_side
 
@@ -56,14 +55,15 @@ def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokeni
     places = shuffled_batches(len(examples), config.batch_size, 1, config.seed)
     in_our_order = [examples[place] for step in places for place in step]
 
-    measured, norms, _ = trl_side.fine_tune(
-        trl_side.export(tmp_path / "model", model, tokenizer),
-        in_our_order,
-        batch_size=config.batch_size // parts,
-        gradient_accumulation_steps=parts,
-        train_sampling_strategy="sequential",
-        **trl_side.SAME,
-    )
+    with trl_side.exported(model, tokenizer) as folder:
+        measured, norms, _ = trl_side.fine_tune(
+            folder,
+            in_our_order,
+            batch_size=config.batch_size // parts,
+            gradient_accumulation_steps=parts,
+            train_sampling_strategy="sequential",
+            **trl_side.SAME_ARITHMETIC,
+        )
     theirs = list(zip(measured.outcome, norms))
     history = train(model, examples, config, validate=lambda epoch, loss: {})
     ours = [(step.loss, step.gradient_norm) for step in history.steps]
