@@ -67,18 +67,15 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
         case ast.Constant(value=int(value) | float(value)):
             yield node, ast.Constant(value + 1)
         case ast.Compare(left, operators, values):
-            for kind in dict.fromkeys(map(type, operators)):
-                swapped = [OTHER[kind]() if isinstance(operator, kind) else operator for operator in operators]
+            for place, operator in enumerate(operators):
+                swapped = [*operators[:place], OTHER[type(operator)](), *operators[place + 1 :]]
                 yield node, ast.Compare(left, swapped, values)
         case ast.BoolOp(op=operator) | ast.BinOp(op=operator) | ast.AugAssign(op=operator) if type(operator) in OTHER:
             yield node, type(node)(**{**vars(node), "op": OTHER[type(operator)]()})
         case ast.Call(function, arguments, keywords):
             for dropped in keywords:
                 if dropped.arg and dropped.arg not in UNSEEN:
-                    yield (
-                        node,
-                        ast.Call(function, arguments, [keyword for keyword in keywords if keyword is not dropped]),
-                    )
+                    yield node, ast.Call(function, arguments, [other for other in keywords if other is not dropped])
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) | ast.comprehension(ifs=[test]):
             yield test, ast.UnaryOp(ast.Not(), test)
         case ast.FunctionDef(returns=ast.Name(id="bool"), body=[*_, ast.Return(value=ast.expr() as answer)]):

@@ -60,7 +60,7 @@ def test_the_ends_of_the_scales() -> None:
         scores = compute_instruction_following_metrics([nothing_right], [REFERENCE])
         assert scores["bleu"] == scores["rouge_l"] == 0 and scores["corpus_bleu"] == pytest.approx(0)
     assert distinct_2(["a b c", "a b d"]) == pytest.approx(3 / 4)  # (a b) twice, (b c), (b d)
-    assert distinct_2(["one", ""]) == 0
+    assert distinct_2(["two words"]) == 1 and distinct_2(["one", ""]) == 0
 
 
 def test_the_metrics_of_a_list_are_means(capsys: pytest.CaptureFixture[str]) -> None:
