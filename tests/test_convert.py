@@ -79,40 +79,35 @@ def test_number_formats_stay_as_they_are(run_main: Command, memorized: Checkpoin
     assert ours.dtype == theirs.dtype == torch.bfloat16 and torch.equal(ours, theirs)
 
 
-settings = {name: getattr(SFTConfig(), name) for name in [*SETTING_NAMES, "temperature", "prompt_template"]}
+SETTINGS = {name: getattr(SFTConfig(), name) for name in [*SETTING_NAMES, "temperature", "prompt_template"]}
 FINE_TUNED: dict[str, Any] = {
     "from": "checkpoints/pretrained.pt",
-    "settings": settings | {"data": "data/mine.csv"},
+    "settings": SETTINGS | {"data": "data/mine.csv"},
     "dataset": {"trained_on": 2, "sft_test": 200},
     "results": {"pretrained": {"bleu": 0.125, "rated_4_or_more": 0.25}, "sft": {"bleu": 0.5, "rated_4_or_more": 1.0}},
 }
-CARDS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "fine-tuned": (
-        FINE_TUNED,
-        [
-            "Fine-tuned by `part4_sft` from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with",
-            "```\nCustomer: {context}\nAgent:\n```",
-            "- epochs: 5\n- learning rate: 5e-05\n",
-            "Replies to 200 held-out contexts, at temperature 0.7:\n\n",
-            "| measure | pretrained | sft |\n| --- | --- | --- |\n",
-            "| BLEU | 0.1250 | 0.5000 |\n| rated 4 or more | 0.2500 | 1.0000 |\n",
-        ],
-    ),
-    "on made data": (FINE_TUNED | {"settings": settings | {"data": None}}, ["pairs (synthetic retail support)"]),
-    "pretrained": ({"seed": 3}, ["Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"]),
-    "of a folder": ({"from": "models/SmolLM2"}, ["Converted from `SmolLM2`, which does not tell how it was made."]),
-}
 
 
-@pytest.mark.parametrize(("made_by", "parts"), CARDS.values(), ids=CARDS)
-def test_the_model_card_tells_how_the_model_was_made(
-    tiny_model: Transformer, tokenizer: Tokenizer, made_by: dict[str, Any], parts: list[str]
-) -> None:
-    card = model_card("my-agent", Checkpoint(tiny_model, tokenizer, made_by))
+@pytest.mark.parametrize(
+    ("made_by", "part"),
+    [
+        (FINE_TUNED, "from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with the loss on the response"),
+        (FINE_TUNED, "\n```\nCustomer: {context}\nAgent:\n```\n"),
+        (FINE_TUNED, "\n- epochs: 5\n- learning rate: 5e-05\n"),
+        (
+            FINE_TUNED,
+            "Replies to 200 held-out contexts, at temperature 0.7:\n\n| measure | pretrained | sft |\n| --- |",
+        ),
+        (FINE_TUNED, "\n| BLEU | 0.1250 | 0.5000 |\n| rated 4 or more | 0.2500 | 1.0000 |\n"),
+        (FINE_TUNED | {"settings": SETTINGS | {"data": None}}, "pairs (synthetic retail support)"),
+        ({"seed": 3}, "Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"),
+        ({"from": "models/SmolLM2"}, "Converted from `SmolLM2`, which does not tell how it was made."),
+    ],
+)
+def test_the_model_card_tells_how_the_model_was_made(memorized: Checkpoint, made_by: dict[str, Any], part: str) -> None:
+    card = model_card("my-agent", replace(memorized, made_by=made_by))
     assert card.startswith("---\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n")
-    assert "of the llama family with 39,840 parameters" in card
-    for part in parts:
-        assert part in card
+    assert "of the llama family with 39,840 parameters" in card and part in card
 
 
 @pytest.mark.parametrize(

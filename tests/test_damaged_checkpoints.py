@@ -113,36 +113,28 @@ def test_a_truncated_file(path: Path, share: float) -> None:
     assert "is damaged or not a checkpoint" in refusal(path)
 
 
-def test_a_flipped_bit_in_any_tensor_is_found(path: Path) -> None:
-    contents = path.read_bytes()
+def test_a_flipped_bit_is_found_or_changes_nothing(path: Path) -> None:
+    """In a tensor it is found, which torch does not; nothing hangs on a few bytes, as between two tensors."""
+    contents, whole, rng = path.read_bytes(), load_checkpoint(path), Random(0)
     with zipfile.ZipFile(path) as archive:
         tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
+    in_tensors = [contents.index(tensor) + len(tensor) // 2 for tensor in tensors]
     assert len(tensors) > 10
-    for tensor in tensors:
+    anywhere = [rng.randrange(len(contents)) for _ in range(40)]
+    in_directory = [rng.randrange(len(contents) - 2000, len(contents)) for _ in range(40)]
+    for place in in_tensors + anywhere + in_directory:
         damaged = bytearray(contents)
-        damaged[contents.index(tensor) + len(tensor) // 2] ^= 1
-        path.write_bytes(damaged)
-        torch.load(path, weights_only=True, mmap=True)  # does not see it
-        assert "the checksum of archive/data/" in refusal(path)
-
-
-def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(path: Path) -> None:
-    """Nothing hangs on a few bytes, such as those between two tensors."""
-    contents, whole = path.read_bytes(), load_checkpoint(path)
-    rng, refused = Random(0), 0
-    for first in [0] * 40 + [len(contents) - 2000] * 40:  # the directory is at the end
-        damaged = bytearray(contents)
-        damaged[rng.randrange(first, len(contents))] ^= 1 << rng.randrange(8)
+        damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         try:
             loaded = load_checkpoint(path)
-        except UserError:
-            refused += 1
+        except UserError as error:
+            assert place not in in_tensors or "(the checksum of archive/data/" in str(error)
             continue
+        assert place not in in_tensors
         assert (loaded.model.config, loaded.made_by) == (whole.model.config, whole.made_by)
         assert loaded.tokenizer.to_str() == whole.tokenizer.to_str()
         torch.testing.assert_close(loaded.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
-    assert refused > 40
 
 
 def test_a_compressed_file_is_refused_before_it_grows_in_memory(path: Path) -> None:
@@ -291,20 +283,16 @@ def test_tensors_that_do_not_fit_are_refused_by_name(folder: Path, change: Chang
 
 LIES: dict[str, Change] = {
     "a larger shape": lambda header: header[NORM].update(shape=[10**12]),
-    "a shape past 64 bits": lambda header: header[NORM].update(shape=[2**40, 2**40]),
-    "a negative shape": lambda header: header[NORM].update(shape=[-32]),
     "an end past the file's": lambda header: header[NORM].update(data_offsets=[0, 10**15]),
-    "an end before the beginning": lambda header: header[NORM].update(data_offsets=[128, 0]),
     "two tensors in one place": lambda header: header[NORM].update(data_offsets=header[EMBEDDINGS]["data_offsets"]),
     "a format with fewer bytes": lambda header: header[NORM].update(dtype="F16"),
-    "an unknown format": lambda header: header[NORM].update(dtype="F7"),
     "a tensor left out": lambda header: header.pop(NORM),
     "a tensor that is not there": lambda header: header.update({"x": header[NORM]}),
     "no tensors": lambda header: header.clear(),
 }
 
 
-@pytest.mark.parametrize("lie", [*LIES, 0, 7, 10**8, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("lie", [*LIES, 0, 7, 10**8, 2**64 - 1])
 def test_a_safetensors_header_that_lies(folder: Path, lie: str | int) -> None:
     """About the tensors, or about its own length."""
     path = folder / "model.safetensors"
@@ -345,13 +333,6 @@ def test_missing_and_truncated_files_are_refused(folder: Path, name: str, share:
 def test_junk_in_the_place_of_json(folder: Path, name: str, junk: bytes, messages: list[str]) -> None:
     (folder / name).write_bytes(junk)
     assert messages[0 if name == "config.json" else -1] in refusal(folder)
-
-
-def test_a_tokenizer_that_does_not_fit_the_model(folder: Path, tokenizer: Tokenizer) -> None:
-    larger = Tokenizer.from_str(tokenizer.to_str())
-    larger.add_tokens(["sofa", "lamp"])
-    larger.save(str(folder / "tokenizer.json"))
-    assert "the tokenizer has an entry 601, but the model only 600 embeddings" in refusal(folder)
 
 
 @pytest.mark.parametrize(

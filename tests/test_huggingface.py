@@ -19,27 +19,12 @@ from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.generation import Sampling, generate
 
-SHAPE: dict[str, Any] = {  # unusual numbers, so that one that is not passed on shows
-    "vocab_size": 640,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-3,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+# Unusual numbers, so that one that is not passed on shows.
+SHAPE: dict[str, Any] = {"vocab_size": 640, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
+SHAPE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-3}
+SHAPE |= {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+LLAMA3_ROPE |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 THETA = {"rope_type": "default", "rope_theta": 500.0}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {"rope_parameters": THETA, "num_key_value_heads": 6}),
@@ -222,18 +207,9 @@ def test_settings_files_go_back_as_they_came(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_exact_shape_of_smollm2_135m(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shape = SHAPE | {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
-        "initializer_range": 0.041666666666666664,
-    }
-    theirs = saved_by_transformers(tmp_path / "in", "smollm2", tokenizer, shape | {"rms_norm_eps": 1e-5}, spread=0.04)
+    shape = SHAPE | {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    shape |= {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+    theirs = saved_by_transformers(tmp_path / "in", "smollm2", tokenizer, shape, spread=0.04)
     checkpoint = load_checkpoint(tmp_path / "in")
     assert sum(parameter.numel() for parameter in checkpoint.model.parameters()) == 134_515_008
     assert_same_model(checkpoint.model, theirs)

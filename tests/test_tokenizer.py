@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -58,47 +58,35 @@ def test_digits_stay_single_and_words_do_not(tokenizer: Tokenizer) -> None:
 # ---------------------------------------------------------------------------------------------------- refusals
 
 
-def adding(template: str) -> Callable[[Tokenizer], None]:
-    """Let the tokenizer add control tokens to a text `$A`."""
-
-    def change(tokenizer: Tokenizer) -> None:
-        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[(EOS, 1), (PAD, 0)])
-
-    return change
-
-
-def without_vocabulary(tokenizer: Tokenizer) -> None:
-    tokenizer.model = models.BPE()
-
-
-def reads_eos_in_texts(tokenizer: Tokenizer) -> None:
-    tokenizer.encode_special_tokens = False
+def adding(template: str) -> TemplateProcessing:
+    return TemplateProcessing(single=template, special_tokens=[(EOS, 1), (PAD, 0)])
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        (adding("$A <EOS>"), "adds a token behind every text; remove it from its post_processor"),
-        (adding("<PAD> $A <EOS>"), "adds a token behind every text"),
-        (without_vocabulary, "makes no token of a text"),
-        (reads_eos_in_texts, 'takes "<EOS>" in a text for the end; make it "special" in tokenizer.json'),
+        ({"post_processor": adding("$A <EOS>")}, "adds a token behind every text; remove it from its post_processor"),
+        ({"post_processor": adding("<PAD> $A <EOS>")}, "adds a token behind every text"),
+        ({"model": models.BPE()}, "makes no token of a text"),
+        ({"encode_special_tokens": False}, 'takes "<EOS>" in a text for the end; make it "special" in tokenizer.json'),
     ],
 )
-def test_a_tokenizer_that_would_spoil_texts_is_refused(change: Callable[[Tokenizer], None], message: str) -> None:
+def test_a_tokenizer_that_would_spoil_texts_is_refused(changes: dict[str, Any], message: str) -> None:
     tokenizer = train_tokenizer(TEXTS, 330)
-    change(tokenizer)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
     with pytest.raises(ValueError, match=message):
-        check_tokenizer(tokenizer, 330, 1)
+        check_tokenizer(tokenizer, 330, eos_id=1)
 
 
 def test_every_token_must_have_an_embedding() -> None:
     tokenizer = train_tokenizer(TEXTS, 330)
-    adding("<PAD> <PAD> $A")(tokenizer)  # tokens in front are no fault
+    tokenizer.post_processor = adding("<PAD> <PAD> $A")  # in front of a text, they are no fault
     size = tokenizer.get_vocab_size()
-    check_tokenizer(tokenizer, size, 1)
+    check_tokenizer(tokenizer, size, eos_id=1)
     tokenizer.add_tokens(["sofa"])
     with pytest.raises(ValueError, match=f"an entry {size}, but the model only {size} embeddings"):
-        check_tokenizer(tokenizer, size, 1)
+        check_tokenizer(tokenizer, size, eos_id=1)
 
 
 def test_a_panic_of_the_library_is_an_error_like_any_other() -> None:
