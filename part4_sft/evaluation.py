@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from statistics import fmean, stdev
 from typing import Any
@@ -122,8 +123,10 @@ def evaluate_sft_vs_pretrained(
         samples: replies that each model writes to each context. Its scores are means over the samples; their spread
             is the standard deviation from sample to sample.
         scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
-        name: what the progress bars call the set.
+        name: what progress calls the set.
     """
+    times = f", each {samples} times" if samples > 1 else ""
+    log(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
     scenarios = scenarios or recognise_all(pairs)
     models = {"pretrained": pretrained, "sft": sft}
     authors: dict[str, list[Replies]] = {}
@@ -197,46 +200,31 @@ def evaluate(
     pairs = data["sft_test"]
     training = trainable(data["sft_dataset"], config.train_on) or data["sft_dataset"]  # of a stream, its beginning
     scenarios = recognise_all(pairs)
-    entries: dict[str, list[Entry]] = {}
-
-    def compare(name: str, pairs: list[Pair], scenarios: list[Scenario] | None = None, samples: int = 1) -> SideBySide:
-        times = f", each {samples} times" if samples > 1 else ""
-        log(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
-        result = evaluate_sft_vs_pretrained(
-            pretrained,
-            sft,
-            encoder,
-            pairs,
-            Sampling.of(config),
-            config.seed,
-            samples=samples,
-            scenarios=scenarios,
-            name=name,
-        )
-        entries[name] = result.entries
-        return result
-
-    test = compare("test", pairs, scenarios, config.samples_per_context)
+    compare = partial(
+        evaluate_sft_vs_pretrained, pretrained, sft, encoder, sampling=Sampling.of(config), seed=config.seed
+    )
+    test = compare(pairs, samples=config.samples_per_context, scenarios=scenarios)
+    unseen = {name: compare(data[file], name=name) for name, file in UNSEEN_SETS.items() if file in data}
+    perturbed = perturbed_sets(pairs, scenarios, config.seed) if scenarios else {}
+    robustness = {
+        name: compare(changed_pairs, scenarios=changed_scenarios, name=name)
+        for name, (changed_pairs, changed_scenarios) in perturbed.items()
+    }
     evaluation: dict[str, Any] = {
         **test.scores,
         "samples": {"per_context": config.samples_per_context, "spread": test.spread},
         "comparison": compare_models(test.entries, config.seed),
+        **{name: result.scores for name, result in unseen.items()},
     }
-    for name, file in UNSEEN_SETS.items():
-        if file in data:
-            evaluation[name] = compare(name, data[file]).scores
     if scenarios:
-        evaluation["robustness"] = {
-            name: compare(name, *perturbed).scores
-            for name, perturbed in perturbed_sets(pairs, scenarios, config.seed).items()
-        }
+        evaluation["robustness"] = {name: result.scores for name, result in robustness.items()}
         evaluation["worst_replies"] = worst_replies(test.entries)
         evaluation["errors_by_category"] = errors_by_category(test.entries)
     evaluation["baselines"] = {
         "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
         "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
     }
-    return evaluation, entries
+    return evaluation, {name: result.entries for name, result in {"test": test, **unseen, **robustness}.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- how sure

@@ -151,10 +151,10 @@ def test_every_test_set_is_evaluated_with_its_own_settings(
     tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several samples for the main test alone; look-ups in the pairs that train."""
-    calls: dict[str, dict[str, Any]] = {}
+    calls: dict[str, tuple[int, int]] = {}
 
     def side_by_side(*models_and_pairs: Any, **settings: Any) -> SideBySide:
-        calls[settings["name"]] = {"contexts": len(models_and_pairs[3]), "samples": settings["samples"]}
+        calls[settings.get("name", "test")] = len(models_and_pairs[3]), settings.get("samples", 1)
         return evaluate_sft_vs_pretrained(*models_and_pairs, **settings)
 
     monkeypatch.setattr(evaluation, "evaluate_sft_vs_pretrained", side_by_side)
@@ -163,7 +163,7 @@ def test_every_test_set_is_evaluated_with_its_own_settings(
     config = SFTConfig(max_new_tokens=2, samples_per_context=2)
     scores, entries = evaluate(tiny_model, tiny_model, encoder, data, config)
     names = ["test", "unseen_wording", "unseen_phrase", "one_typo", "lower_case", "unknown_product"]
-    assert calls == {name: {"contexts": 2, "samples": 2 if name == "test" else 1} for name in names}
+    assert calls == {name: (2, 2 if name == "test" else 1) for name in names}
     assert list(entries) == names and set(scores["robustness"]) == set(names[3:])
     assert scores["samples"]["per_context"] == 2 and set(scores["comparison"]) == {"bleu", "rouge_l", "rating"}
     assert scores["baselines"]["nearest_pair"]["stops_by_itself"] == 1
