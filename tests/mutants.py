@@ -30,7 +30,7 @@ LEFT_OUT = ignore_patterns(".*", "__pycache__", "checkpoints", "outputs")
 SECONDS = 120  # for each test file
 CORE = """part3_pretrain: checkpoint config corpus model retail/rubric retail/world run runtime/training_state
 part4_sft: config dataset encoding evaluation formats generation metrics preparation run training"""
-SPOKEN = {"UserError", "ValueError", "error", "log", "note", "print"}  # calls that only say something
+SPOKEN = {"UserError", "ValueError", "error", "log", "note", "print", "tqdm"}  # calls that only say something
 UNSEEN = {"help", "metavar", "description", "example", "encoding"}  # keyword arguments that change no result
 SWAPS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, And Or, Add Sub, Mult Div, FloorDiv Mod"
 PAIRS = [[getattr(ast, name) for name in pair.split()] for pair in SWAPS.split(", ")]
