@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
+from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.tokenizer import EOS, PAD, load_tokenizer
+from part3_pretrain.tokenizer import EOS, load_tokenizer
+from part4_sft import encoding
+from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.dataset import Pair
-from part4_sft.encoding import Example, PairEncoder
-from part4_sft.training import collate, shuffled_batches
-
-# ---------------------------------------------------------------------------------------------------- tokens
+from part4_sft.encoding import PairEncoder
 
 PAIR = Pair("My walnut desk arrived broken (order 48213).", "I am sorry about the damage.")
+
+# ---------------------------------------------------------------------------------------------------- tokens
 
 
 def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
@@ -25,35 +29,18 @@ def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
     example = encoder.encode(PAIR)
     assert example.ids == context + response + [eos]
     assert example.labels == [-100] * len(context) + response + [eos]
-    assert (
-        encoder.tokenizer.decode([label for label in example.labels if label != -100])
-        == " I am sorry about the damage."
-    )
+    assert encoder.encode_prompt(PAIR.context, 99) == context
+    assert encoder.decode([response]) == [PAIR.response]
 
 
-def test_control_tokens_are_different_and_come_from_no_text(encoder: PairEncoder) -> None:
-    pad, eos = encoder.tokenizer.token_to_id(PAD), encoder.tokenizer.token_to_id(EOS)
-    example = encoder.encode(Pair("<EOS> <PAD>", "<PAD> <EOS>"))
-    assert pad != eos
-    assert example.ids.count(eos) == 1 and example.ids[-1] == eos
-    assert pad not in example.ids
-
-
-def test_what_is_too_long_loses_the_beginning_of_its_context_and_nothing_of_its_response(encoder: PairEncoder) -> None:
-    whole = encoder.encode(PAIR)
-    response = [label for label in whole.labels if label != -100]
-    for max_length in range(len(response) + 1, len(whole.ids)):
-        cut = replace(encoder, max_length=max_length).encode(PAIR)
-        assert cut.ids == whole.ids[-max_length:]
-        assert cut.labels == whole.labels[-max_length:]
-    with pytest.raises(UserError, match=str(len(response))):
-        replace(encoder, max_length=len(response)).encode(PAIR)
-
-
-def test_a_response_without_room_is_named(encoder: PairEncoder) -> None:
-    pairs = [Pair("a", "b"), Pair("a", "b " * 50, place="mine.json, pair 7"), Pair("a", "b")]
-    with pytest.raises(UserError, match=r"mine\.json, pair 7"):
-        replace(encoder, max_length=30).encode_all(pairs)
+def test_pairs_are_encoded_alike_by_themselves_and_in_batches(
+    made: dict[str, list[Pair]], encoder: PairEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "TOKENIZER_BATCH_SIZE", 3)
+    pairs = made["sft_dataset"][:8]
+    assert encoder.encode_all(pairs) == [encoder.encode(pair) for pair in pairs]
+    with pytest.raises(UserError, match=r"^pair 8: its response"):
+        encoder.encode_all([*pairs[:7], Pair("a", "b " * 600)])
 
 
 def test_a_prompt_begins_with_bos_once_where_the_tokenizer_asks_for_it(tokenizer: Tokenizer) -> None:
@@ -64,8 +51,17 @@ def test_a_prompt_begins_with_bos_once_where_the_tokenizer_asks_for_it(tokenizer
     example, without = ours.encode(PAIR), plain.encode(PAIR)
     assert example.ids == [bos, *without.ids] and example.labels == [-100, *without.labels]
     assert ours.encode_prompt(PAIR.context, 10) == [bos, *plain.encode_prompt(PAIR.context, 9)]
+    assert len(ours.encode_prompt(PAIR.context, 2)) == 2
     with pytest.raises(ValueError, match="no token"):
         ours.encode_prompt(PAIR.context, 1)
+    response_length = len(without.ids) - without.labels.count(-100)
+    assert replace(ours, max_length=response_length + 2).encode(PAIR).labels[:3] == [
+        -100,
+        -100,
+        without.labels[-response_length],
+    ]
+    with pytest.raises(UserError, match="too many"):
+        replace(ours, max_length=response_length + 1).encode(PAIR)
 
 
 @pytest.mark.parametrize("begins", ["Prepend", "Metaspace"])
@@ -87,51 +83,90 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_gets_no_second_one(begi
     assert encoder.decode([[label for label in example.labels if label > 1]]) == ["I am sorry."]
 
 
-@pytest.mark.parametrize(("max_positions", "advice"), [(70, "raise --max-length, which may be 70"), (60, "remove")])
-def test_responses_that_are_too_long_are_told_of_all_at_once(
-    tokenizer: Tokenizer, max_positions: int, advice: str
+# ---------------------------------------------------------------------------------------------------- too long
+
+
+def test_how_many_contexts_lose_their_beginning_is_noted_for_each_set(
+    encoder: PairEncoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pairs = [Pair("a", "b " * length, place=f"mine.csv, row {length}") for length in (90, 3, 70, 40, 900)]
-    sizes = [len(tokenizer.encode(" " + pairs[place].response).ids) + 1 for place in (0, 2)]
-    encoder = PairEncoder(tokenizer, 1, max_length=60, max_positions=max_positions)
+    fits, long = Pair("a", "b"), Pair("a " * 50, "b", place="mine.json, pair 7")
+    length = len(encoder.encode(fits).ids)
+    sets = replace(encoder, max_length=length).encode_sets({"training": [fits, long, long], "test": [fits]})
+    assert [len(example.ids) for example in sets["training"]] == [length] * 3
+    expected = "2 of 3 contexts of the training set are too long and lose their beginning"
+    assert capsys.readouterr().err == f"note: {expected}; the first is that of mine.json, pair 7\n"
+
+
+@pytest.mark.parametrize(
+    ("max_positions", "cure"),
+    [(70, "; shorten what is too long, or raise --max-length, which may be 70 for"), (60, "; shorten or remove what")],
+)
+@pytest.mark.parametrize("others", [10, 12])
+def test_responses_that_are_too_long_are_told_of_all_at_once(
+    encoder: PairEncoder, others: int, max_positions: int, cure: str
+) -> None:
+    short = replace(encoder, max_length=60, max_positions=max_positions)
+    pairs = [Pair("a", "b " * 70, place=f"mine.csv, row {row}") for row in range(9, 10 + others)]
+    pairs[1] = Pair("a", "b " * 900, place="mine.csv, row 10")
+    size = len(encoder.tokenizer.encode(" " + pairs[0].response).ids) + 1
     with pytest.raises(UserError) as refused:
-        encoder.encode_sets({"training": pairs[:3], "test": pairs[3:]})
+        short.encode_sets({"training": pairs[5:], "test": [Pair("a", "b"), *pairs[:5]]})
     told = str(refused.value)
-    assert told.startswith(f"mine.csv, row 70: its response has {sizes[1]} tokens, too many for 60 tokens; ")
-    assert f"so have row 90 ({sizes[0]} tokens), row 900 (1801 characters); " in told and advice in told
+    assert told.startswith(
+        f"mine.csv, row 9: its response has {size} tokens, too many for 60 tokens; so have row 10 (1801 "
+    )
+    last = f"row 19 ({size} tokens)" + (", 2 more" if others == 12 else "")
+    assert f"characters), row 11 ({size} tokens), " in told and last + cure in told
 
 
-def test_the_template_is_the_users_and_braces_in_a_context_are_text(tokenizer: Tokenizer) -> None:
-    encoder = PairEncoder(tokenizer, 1, "Q: {context} {not a slot}\nA:")
-    assert tokenizer.decode(encoder.encode_prompt("{context} {0}", 99)) == "Q: {context} {0} {not a slot}\nA:"
+def test_a_prompt_of_no_tokens_is_refused() -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.train_from_iterator(["ab"], trainers.BpeTrainer(special_tokens=["<EOS>"]))
+    with pytest.raises(UserError, match=r"^pair 2: no token comes of its prompt; use a --prompt-template"):
+        PairEncoder(tokenizer, 0, "{context}").encode_all([Pair("a", "b"), Pair("?", "b")])
 
 
-# ---------------------------------------------------------------------------------------------------- batches
+# ---------------------------------------------------------------------------------------------------- a checkpoint
+
+Make = Callable[..., PairEncoder]
 
 
-def test_collate_shifts_by_one_and_pads_nothing() -> None:
-    short = Example([5, 6, 7], [-100, 6, 7])
-    long = Example([5, 8, 9, 2, 1], [-100, -100, 9, 2, 1])
-    inputs, targets, lengths = collate([short, long])
-    assert inputs.tolist() == [[5, 6, 5, 8, 9, 2]]
-    assert targets.tolist() == [[6, 7, -100, 9, 2, 1]]
-    assert lengths == [2, 4]
+@pytest.fixture
+def for_checkpoint(tiny_checkpoint: Path) -> Make:
+    checkpoint = load_checkpoint(tiny_checkpoint)  # of 512 positions
+
+    def make(template: str = DEFAULT_TEMPLATE, max_length: int = 512, max_new_tokens: int = 128) -> PairEncoder:
+        return PairEncoder.for_checkpoint(checkpoint, template, max_length, max_new_tokens)
+
+    return make
 
 
-def test_flat_arrays_give_back_every_example(made: dict[str, list[Pair]], encoder: PairEncoder) -> None:
-    pairs = made["sft_dataset"][:20]
-    examples = encoder.encode_all(pairs)
-    expected = [encoder.encode(pair) for pair in pairs]
-    assert list(examples) == expected and len(examples) == 20
-    assert examples[3:7] == expected[3:7] and examples[-1] == expected[-1]
-    with pytest.raises(IndexError):
-        examples[20]
+def test_the_encoder_of_a_checkpoint_has_its_tokens_and_positions(for_checkpoint: Make, encoder: PairEncoder) -> None:
+    assert (
+        for_checkpoint(SFTConfig().prompt_template).encode(PAIR)
+        == for_checkpoint().encode(PAIR)
+        == encoder.encode(PAIR)
+    )
+    assert for_checkpoint().template == "Customer: {context}\nAgent:"
+    assert for_checkpoint("{context}\nA:").template == for_checkpoint(r"{context}\nA:").template == "{context}\nA:"
+    assert [for_checkpoint(max_length=length).max_length for length in (9, 512, 9999)] == [9, 512, 512]
+    assert for_checkpoint(max_length=9).max_positions == 512
 
 
-def test_every_epoch_sees_each_example_once_in_its_own_seeded_order() -> None:
-    first = shuffled_batches(21, 8, epoch=1, seed=0)
-    assert [len(step) for step in first] == [8, 8, 5]
-    assert sorted(place for step in first for place in step) == list(range(21))
-    assert first == shuffled_batches(21, 8, epoch=1, seed=0)
-    assert first != shuffled_batches(21, 8, epoch=2, seed=0)
-    assert first != shuffled_batches(21, 8, epoch=1, seed=1)
+@pytest.mark.parametrize("template", ["<EOS>{context}", "{context}<PAD>"])
+def test_control_tokens_in_a_template_are_refused(for_checkpoint: Make, template: str) -> None:
+    with pytest.raises(UserError, match=r"^--prompt-template holds <(EOS|PAD)>, but control tokens cannot be written"):
+        for_checkpoint(template)
+
+
+def test_a_template_must_leave_room_for_a_context_and_a_reply(for_checkpoint: Make) -> None:
+    template = "x y " * 5 + "{context}"
+    length = len(for_checkpoint().tokenizer.encode("x y " * 5).ids)
+    for_checkpoint(template, max_new_tokens=512 - length - 1)
+    for max_new_tokens, room in ((512 - length, length), (600, 0)):
+        with pytest.raises(UserError) as refused:
+            for_checkpoint(template, max_new_tokens=max_new_tokens)
+        expected = (
+            f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model {room}"
+        )
+        assert str(refused.value) == f"{expected} of its positions; choose less of either"

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import pickle
+from array import array
 from pathlib import Path
 
 import pytest
 
 from part3_pretrain.runtime.cli import UserError
 from part4_sft import sft
-from part4_sft.dataset import Pair, save_pairs
+from part4_sft.dataset import Pair, save_pairs, trainable
 from part4_sft.encoding import PairEncoder
 from part4_sft.extras import streaming
-from part4_sft.extras.streaming import load_stream
+from part4_sft.extras.streaming import MappedExamples, load_beginning, load_stream
 from part4_sft.formats import load_pairs
-
-Command = Callable[..., tuple[int | str | None, str, str]]
+from tests.conftest import Command
 
 
 def lines(pairs: list[Pair]) -> list[str]:
-    return [
-        json.dumps({"context": pair.context, "response": pair.response, "high_quality": pair.high_quality})
-        for pair in pairs
-    ]
+    keys = ("context", "response", "high_quality")
+    return [json.dumps({key: getattr(pair, key) for key in keys}) for pair in pairs]
 
 
 @pytest.fixture
@@ -33,68 +31,105 @@ def file(made: dict[str, list[Pair]], tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(streaming, "CHUNK_BYTES", 10_000)
     path = tmp_path / "pairs.jsonl"
     some = lines(made["sft_dataset"][400:600])
-    path.write_bytes(b"\xef\xbb\xbf" + "\n".join([*some[:50], "", *some[50:100]]).encode() + b"\r\n")
-    with path.open("a") as added:
-        added.write("\n".join(some[100:]))
+    first = "\ufeff\n" + "\n".join([*some[:50], "", *some[50:100]]) + "\r\n"
+    path.write_bytes((first + "\n".join(some[100:])).encode())
     return path
+
+
+def test_the_beginning_is_that_of_the_file(file: Path, tmp_path: Path) -> None:
+    pairs, beginning = load_pairs(file), load_beginning(file)
+    assert 10 < len(beginning) < 100 and beginning == pairs[: len(beginning)]
+    assert beginning[0].place == f"{file}, line 2"
+    for name, complaint in (("missing", "cannot read"), ("empty", "holds no pairs; name a file")):
+        (tmp_path / "empty").write_text("\ufeff \n\n")
+        with pytest.raises(UserError, match=complaint):
+            load_beginning(tmp_path / name)
+
+
+def test_mapped_examples_are_a_sequence_and_damage_is_told(tmp_path: Path) -> None:
+    for name, values in {
+        "ids": array("i", range(9)),
+        "ends": array("q", [0, 4, 9]),
+        "prompt_lengths": array("i", [1, 3]),
+    }.items():
+        (tmp_path / name).write_bytes(values.tobytes())
+    examples = MappedExamples(tmp_path)
+    assert len(examples) == 2
+    assert (examples[-1].ids, examples[1].labels) == ([4, 5, 6, 7, 8], [-100, -100, -100, 7, 8])
+    assert examples[:1] == [examples[0]] and list(examples) == [examples[0], examples[1]]
+    with pytest.raises(IndexError):
+        examples[2]
+    for name, size in (("ids", 32), ("prompt_lengths", 4), ("ends", 16)):
+        whole = (tmp_path / name).read_bytes()
+        os.truncate(tmp_path / name, size)
+        with pytest.raises(ValueError, match="sizes of its files do not fit together"):
+            MappedExamples(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+
+
+def test_an_error_of_a_worker_is_the_same_in_the_process_that_reads_it() -> None:
+    error = pickle.loads(pickle.dumps(UserError("line 3 is bad", "mend it")))
+    assert isinstance(error, UserError) and str(error) == "line 3 is bad; mend it"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train_on", ["high", "all"])
-def test_a_stream_gives_the_same_examples(train_on: str, file: Path, encoder: PairEncoder, tmp_path: Path) -> None:
-    pairs = [pair for pair in load_pairs(file) if pair.high_quality or train_on == "all"]
-    found = load_stream(file, encoder, train_on, tmp_path)
-    assert list(found.examples) == list(encoder.encode_all(pairs))
-    assert found.pairs == 200 and len(pairs) == (100 if train_on == "high" else 200)
-
-
-@pytest.mark.slow
-def test_the_second_run_finds_what_the_first_made_and_other_data_or_templates_make_their_own(
-    file: Path, encoder: PairEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stream_gives_the_same_examples_and_the_second_run_finds_them(
+    train_on: str, file: Path, encoder: PairEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load_stream(file, encoder, "all", tmp_path)
     (tmp_path / ".tokenised-killed").mkdir()
-    other = PairEncoder(encoder.tokenizer, encoder.eos_id, "Q: {context}\nA:")
-    assert load_stream(file, other, "all", tmp_path).digest != first.digest
+    first = load_stream(file, encoder, train_on, tmp_path)
+    assert list(first.examples) == encoder.encode_all(trainable(load_pairs(file), train_on))
+    assert (len(first.examples), first.pairs) == (100 if train_on == "high" else 200, 200)
     assert not (tmp_path / ".tokenised-killed").exists()
-    monkeypatch.setattr(streaming, "_tokenise", None)
-    again = load_stream(file, encoder, "all", tmp_path)
-    assert list(again.examples) == list(first.examples) and (again.pairs, again.digest) == (first.pairs, first.digest)
+
+    monkeypatch.setattr(streaming, "_tokenise", None)  # nothing may be tokenised again
+    again = load_stream(file, encoder, train_on, tmp_path)
+    assert list(again.examples) == list(first.examples) and (again.pairs, again.digest) == (200, first.digest)
+    other = PairEncoder(encoder.tokenizer, encoder.eos_id, "Q: {context}\nA:")
+    for changed in ((other, train_on), (encoder, "all" if train_on == "high" else "high")):
+        with pytest.raises(TypeError, match="not callable"):
+            load_stream(file, *changed, tmp_path)
     os.truncate(tmp_path / f"tokenised-{first.digest[:16]}" / "ids", 4000)
-    with pytest.raises(UserError, match="is damaged"):
-        load_stream(file, encoder, "all", tmp_path)
+    with pytest.raises(UserError, match=r"is damaged .*; delete it, and it is made anew"):
+        load_stream(file, encoder, train_on, tmp_path)
     file.write_text(file.read_text() + "\n" + file.read_text().splitlines()[-1])
-    with pytest.raises(TypeError):  # it would tokenise
-        load_stream(file, encoder, "all", tmp_path)
+    with pytest.raises(TypeError, match="not callable"):
+        load_stream(file, encoder, train_on, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"context": "a"}', 'line 150: the key "response" is missing'),
+        ('{"context": "a"}', 'line 150: the key "response" is missing; it has "context" where pair 1 has "context", '),
         ("{", "is not JSON: line 150, column 2"),
         ('{"context": "a", "response": "a", "high_quality": 2}', 'line 150: "high_quality" must be 0 or 1'),
         (json.dumps({"context": "a", "response": "a " * 600, "high_quality": 1}), "line 150: its response has"),
-        ("\udcff", "is not UTF-8 text (byte"),
+        ("\udcff", "is not UTF-8 text (byte {offset})"),
     ],
 )
 def test_a_line_that_is_no_pair_is_named_and_nothing_is_left(
-    line: str,
-    complaint: str,
-    made: dict[str, list[Pair]],
-    encoder: PairEncoder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    line: str, complaint: str, file: Path, made: dict[str, list[Pair]], encoder: PairEncoder, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(streaming, "CHUNK_BYTES", 10_000)
-    path = tmp_path / "pairs.jsonl"
-    some = lines(made["sft_dataset"][:200])
-    path.write_text("\n".join([*some[:149], line, *some[150:]]), errors="surrogateescape")
+    before, after = ["\n".join(lines(made["sft_dataset"][part])) for part in (slice(149), slice(150, 200))]
+    file.write_text(f"{before}\n{line}\n{after}", errors="surrogateescape")
     with pytest.raises(UserError) as error:
-        load_stream(path, encoder, "all", tmp_path)
-    assert complaint in str(error.value)
+        load_stream(file, encoder, "all", tmp_path)
+    assert complaint.format(offset=len(before) + 1) in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_file_without_a_pair_to_train_on_is_refused_and_cut_contexts_are_noted(
+    encoder: PairEncoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "low.jsonl").write_text("\n".join(lines([Pair("a", "b", 0)] * 3)))
+    with pytest.raises(UserError, match="holds no pair with high_quality 1; label some, or use --train-on all"):
+        load_stream(tmp_path / "low.jsonl", encoder, "high", tmp_path)
+    (tmp_path / "long.jsonl").write_text("\n".join(lines([Pair("a", "b"), Pair("a " * 600, "b")])))
+    load_stream(tmp_path / "long.jsonl", encoder, "high", tmp_path)
+    assert "note: 1 of 2 contexts of the training set are too long" in capfd.readouterr().err
 
 
 @pytest.mark.slow
