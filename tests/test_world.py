@@ -30,6 +30,7 @@ def test_thousands_of_products_can_be_composed_and_each_is_in_the_catalogue() ->
     assert len(set(items)) >= 3_000
     assert all(in_catalogue(item) and not world.names_another_product(f"your {item}.", item) for item in items)
     assert 0.47 < sum(in_catalogue(item.partition(" ")[2]) for item in items) / len(items) < 0.53  # have an adjective
+    assert re.match(world.any_of(["oak", "oak desk"]), "oak desk")[0] == "oak desk"
     assert not in_catalogue(f"{ITEM}s") and not in_catalogue("bookshelf")
 
 
@@ -175,10 +176,12 @@ def test_a_further_turn_says_the_item_or_the_order_number_again() -> None:
 
 
 def test_ideal_replies_are_rated_5() -> None:
-    rng = Random(0)
+    rng, steps = Random(0), Counter[str]()
     for scenario in draw_scenarios(1_000, two_problems=0.3):
         reply = world.ideal_reply(scenario, rng)
         assert rate(scenario, reply).score == 5.0, reply
+        steps.update(step for step in IDEAL["next_steps"] if step in reply)
+    assert steps[IDEAL["next_steps"][0]] > 3 * steps[IDEAL["next_steps"][-1]] > 0  # everybody has favourites
 
 
 def test_typical_replies_are_never_high_quality_and_fail_in_many_ways() -> None:
@@ -186,5 +189,6 @@ def test_typical_replies_are_never_high_quality_and_fail_in_many_ways() -> None:
     for scenario in draw_scenarios(2_000, two_problems=0.2):
         rating = rate(scenario, world.typical_reply(scenario, rng))
         assert not rating.is_high_quality
+        assert len(scenario.intents) == 1 or not rating.wrong_resolution
         kinds[tuple(rating.faults)] += 1
     assert len(kinds) >= 6 and max(kinds.values()) < 1_000
