@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it (AVX512_BF16 or AMX); only Linux tells."""
+    """Tell whether this processor has instructions for it (AVX512_BF16 or AMX); False where Linux does not say so."""
     cpu = Path("/proc/cpuinfo")
     return cpu.exists() and "_bf16" in cpu.read_text(encoding="utf-8")
 
 
 @contextmanager
 def bfloat16_products(model: nn.Module) -> Iterator[None]:
-    """Inside of this, the linear layers of the model multiply in bfloat16, forward and backward."""
+    """Let the model's linear layers, none of which has a bias, multiply in bfloat16, forward and backward."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     for layer in layers:
         layer.forward = lambda x, layer=layer: _Product.apply(x, layer.weight)  # type: ignore[method-assign, misc]
@@ -48,5 +48,5 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         gradient = gradient.bfloat16()
-        of_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2)
-        return (gradient @ weight).float(), of_weight.float()
+        weight_gradient = gradient.flatten(0, -2).T @ x.flatten(0, -2)
+        return (gradient @ weight).float(), weight_gradient.float()

@@ -1,12 +1,11 @@
 """Initial weights from which looking back and copying is already possible.
 
 To name the customer's own item a model must copy it, and the circuit for that is an induction head (Elhage et al.
-2021; Olsson et al. 2022): a head that tells each token what the token before it was, and a head in the next layer
-that looks for an earlier place where the token before was the present one, and copies what stood there. Gradient
-descent can find it by itself, but did not in the first 0.8 million tokens of pure copying that were tried: the parts
-are of no use until all are there. So the first two layers start as this circuit, in the spirit of mimetic
-initialisation (Trockman and Kolter 2023), and training refines it or gives it up. Nothing in it knows any token from
-any other.
+2021; Olsson et al. 2022): a previous-token head, which tells each token what the token before it was, and a head in
+the next layer that attends to an earlier place where the token before was the present one, and copies what stands
+there. Gradient descent can find the circuit, but did not in 0.8 million tokens of pure copying: no part is of use
+until all are there. So the first two layers start as this circuit, in the spirit of mimetic initialisation (Trockman
+and Kolter 2023), and training refines it or gives it up. The circuit treats all tokens alike.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from part3_pretrain.model import Transformer, rotate, rotation
+from part3_pretrain.model import Transformer, rotary_factors, rotate
 
 EMBEDDING_STD = 0.05
-CONSTANT = 0.25  # what every embedding has in its first place, so that attention can depend on position alone
-SHARPNESS = 2.0  # scale of queries and keys
-TELLING, COPYING = 0.7, 6.0  # size of what the first and the second layer write, relative to an embedding
+CONSTANT = 0.25  # the first number of every embedding, so that attention can depend on position alone
+QUERY_KEY_SCALE = 2.0
+PREVIOUS_TOKEN_SCALE, COPY_SCALE = 0.7, 6.0  # size of what the two layers write, relative to an embedding
 
 
 @torch.no_grad()
 def start_with_induction_heads(model: Transformer) -> None:
-    """Overwrites the embeddings and the attention of the first two layers, all heads alike.
+    """Overwrite the embeddings and the attention of the first two layers, all heads alike.
 
     Raises:
         ValueError: the model has fewer than two layers or shares key-value heads.
@@ -39,29 +38,30 @@ def start_with_induction_heads(model: Transformer) -> None:
 
     first, second = (model.layers[index].self_attn for index in (0, 1))
     # Layer 1: the query is the key turned back by one position, so every token looks at the one before it ...
-    key = SHARPNESS * model.frequencies.repeat(2)
-    query = rotate(key, *rotation(-model.frequencies, key.dtype))
+    key = QUERY_KEY_SCALE * model.frequencies.repeat(2)
+    query = rotate(key, *rotary_factors(-model.frequencies, key.dtype))
     first.k_proj.weight.zero_()[:, 0] = key.repeat(config.num_heads)
     first.q_proj.weight.zero_()[:, 0] = query.repeat(config.num_heads)
-    # ... and notes it in directions of its own (`aside`), so that it is not mistaken for the token itself.
+    # ... and writes it in directions of its own (`aside`), so that it is not mistaken for the token itself.
     aside = _orthogonal(width)
-    value = _blind_to_the_constant(_orthogonal(width))
+    value = _without_constant(_orthogonal(width))
     first.v_proj.weight.copy_(value)
-    first.o_proj.weight.copy_(TELLING * size * aside @ value.T)
+    first.o_proj.weight.copy_(PREVIOUS_TOKEN_SCALE * size * aside @ value.T)
 
-    # Layer 2: the query is the token itself, the key is the token noted aside, and the value is copied as it is.
-    match = _blind_to_the_constant(_orthogonal(width))
-    second.q_proj.weight.copy_(SHARPNESS * match)
-    second.k_proj.weight.copy_(SHARPNESS * match @ aside.T)
-    value = _blind_to_the_constant(_orthogonal(width))
+    # Layer 2: the query is the token itself, the key is the token before (`aside`), and the value is copied as it is.
+    match = _without_constant(_orthogonal(width))
+    second.q_proj.weight.copy_(QUERY_KEY_SCALE * match)
+    second.k_proj.weight.copy_(QUERY_KEY_SCALE * match @ aside.T)
+    value = _without_constant(_orthogonal(width))
     second.v_proj.weight.copy_(value)
-    second.o_proj.weight.copy_(COPYING * size * value.T)
+    second.o_proj.weight.copy_(COPY_SCALE * size * value.T)
 
 
 def _orthogonal(width: int) -> Tensor:
     return nn.init.orthogonal_(torch.empty(width, width))
 
 
-def _blind_to_the_constant(weight: Tensor) -> Tensor:
+def _without_constant(weight: Tensor) -> Tensor:
+    """Make a projection, (out, width), ignore the constant of the embeddings, in place."""
     weight[:, 0] = 0.0
     return weight

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from part3_pretrain.norm import RMSNorm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+MAX_LAYERS = MAX_HEAD_DIM = 1024  # a file that claims a billion would fill the memory before it is refused
 
-LARGEST = 1024  # layers, and numbers in a head; a file that claims a billion would fill the memory before it is refused
-
+Rope = tuple[Tensor, Tensor]  # cosines and signed sines, see `rotary_factors`
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each (batch, heads, time, head_dim)
 
 
@@ -53,17 +54,20 @@ class ModelConfig:
     family: str = "llama"  # one of FAMILIES
 
     def __post_init__(self) -> None:
-        if self.head_dim is None:
+        if self.head_dim is None and self.num_heads:  # 0 heads are refused below
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_layers]
         sizes += [self.num_heads, self.num_kv_heads, self.head_dim, self.max_positions]
         if not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"its sizes must be whole numbers above 0, not {tuple(sizes)}")
-        if max(self.num_layers, self.head_dim) > LARGEST:
-            raise ValueError(f"{self.num_layers} layers with heads of {self.head_dim}: at most {LARGEST} can be used")
+        if self.num_layers > MAX_LAYERS or self.head_dim > MAX_HEAD_DIM:
+            raise ValueError(
+                f"{self.num_layers} layers with heads of {self.head_dim}: at most {MAX_LAYERS} can be used"
+            )
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
-            heads = f"{self.num_heads} heads of width {self.head_dim}"
-            raise ValueError(f"{heads} cannot share {self.num_kv_heads} key-value heads")
+            raise ValueError(
+                f"{self.num_heads} heads of width {self.head_dim} cannot share {self.num_kv_heads} key-value heads"
+            )
         if not (0 < self.norm_eps < math.inf and 0 < self.rope_theta < math.inf):
             raise ValueError("norm_eps and rope_theta must be numbers above 0")
         control = [*self.eos_ids] if self.pad_id is None else [*self.eos_ids, self.pad_id]
@@ -74,30 +78,35 @@ class ModelConfig:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, in tensors of a fixed size; see `Transformer.forward`."""
+    """One layer's keys and values of all tokens so far, (batch, kv_heads, capacity, head_dim)."""
 
     def __init__(self, config: ModelConfig, batch_size: int, capacity: int, like: Tensor) -> None:
-        shape = (config.num_layers, batch_size, config.num_kv_heads, capacity, config.head_dim)
-        self.keys = like.new_empty(shape)
-        self.values = like.new_empty(shape)
-        self.length = 0
+        self.keys = like.new_empty(batch_size, config.num_kv_heads, capacity, config.head_dim)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0  # tokens so far
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (batch, kv_heads, time, head_dim) behind the tokens seen so far; returns all of the layer's."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store those of new tokens, (batch, kv_heads, time, head_dim), and return those of all tokens so far."""
+        start, end = self.length, self.length + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops every sequence but those with the indices `rows`; only those that change their place are copied."""
-        places = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+    def keep_rows(self, rows: Tensor) -> None:
+        """Keep only the sequences with the indices `rows`, in this order; copy only those that change their place."""
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
         for cached in (self.keys, self.values):
-            cached[:, places, :, : self.length] = cached[:, rows[places], :, : self.length]
-        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+            cached[moved, :, : self.length] = cached[rows[moved], :, : self.length]
+        self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
 
 
 class Attention(nn.Module):
+    """Self-attention with rotary positions; several query heads may share one key-value head.
+
+    Returns the heads' outputs side by side, (batch, time, num_heads * head_dim); `Block` applies `o_proj` to them.
+    """
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -111,32 +120,25 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        attend: Attend,
-        cache: KVCache | None,
-        layer: int,
-        wanted: Tensor | None,
-    ) -> Tensor:
-        batch, time, _ = x.shape
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, cache: KVCache | None) -> Tensor:
         queries, keys, values = (
-            projection(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, time, head_dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.normalises:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, *rope), rotate(keys, *rope)
         if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        if (groups := queries.shape[1] // keys.shape[1]) > 1:
-            keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-        mixed = attend(queries, keys, values).transpose(1, 2).reshape(batch, time, -1)
-        return self.o_proj(only(mixed, wanted))
+            keys, values = cache.append(keys, values)
+        group_size = queries.shape[1] // keys.shape[1]
+        if group_size > 1:
+            keys, values = keys.repeat_interleave(group_size, dim=1), values.repeat_interleave(group_size, dim=1)
+        return attend(queries, keys, values).transpose(1, 2).flatten(2)
 
 
 class SwiGLU(nn.Module):
+    """The feed-forward part of a block: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -148,6 +150,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: attention and SwiGLU, each of the normalised input and added to it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -156,21 +160,17 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        attend: Attend,
-        cache: KVCache | None,
-        layer: int,
-        wanted: Tensor | None,
+        self, x: Tensor, rope: Rope, attend: Attend, cache: KVCache | None, output_positions: Tensor | None
     ) -> Tensor:
-        mixed = self.self_attn(self.input_layernorm(x), rope, attend, cache, layer, wanted)
-        x = only(x, wanted) + mixed
+        attended = self.self_attn(self.input_layernorm(x), rope, attend, cache)
+        if output_positions is not None:  # from here on, no token needs another one
+            x, attended = x.index_select(1, output_positions), attended.index_select(1, output_positions)
+        x = x + self.self_attn.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
-    """A causal language model: token ids in, logits over the next token out."""
+    """A causal language model without its last product: token ids in, hidden states out, see `forward`."""
 
     layers: Any  # of type Block each, which torch cannot say
     frequencies: Tensor
@@ -198,61 +198,64 @@ class Transformer(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
 
     def tie_embeddings(self) -> None:
-        """Makes input and output embeddings one tensor (Press and Wolf 2017), where the config asks for it."""
+        """Make input and output embeddings one tensor (Press and Wolf 2017), where the config asks for it."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
+        """Return an empty cache for each layer, with room for `capacity` tokens of each sequence."""
+        return [KVCache(self.config, batch_size, capacity, like=self.embed_tokens.weight) for _ in self.layers]
 
     def forward(
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        caches: list[KVCache] | None = None,
         *,
         lengths: list[int] | None = None,
-        wanted: Tensor | None = None,
+        output_positions: Tensor | None = None,
     ) -> Tensor:
-        """The hidden states after the last norm; `lm_head` turns those that are wanted into logits.
+        """Return the hidden states after the last norm; `lm_head` turns them into logits over the next token.
 
         Args:
             tokens: ids, (batch, time).
-            positions: place of each token in its sequence, (batch, time); by default they count on from the cache.
-            mask: which tokens may be looked at, boolean, broadcastable to (batch, heads, time, seen tokens); by
-                default each token looks at itself and at all before it.
-            cache: holds the tokens before `tokens`; the new ones are added to it.
+            positions: place of each token in its sequence, (batch, time); by default they count on from the caches.
+            mask: which tokens each token attends to, broadcastable to (batch, heads, time, tokens so far): boolean, or
+                0 and minus infinity to be added to the scores; by default each attends to itself and to all before it.
+            caches: one for each layer; they hold the tokens before `tokens`, and the new ones are added.
             lengths: of the texts that stand one behind another in `tokens`, which is then a batch of one row; no
-                text sees another, and there is no padding.
-            wanted: indices of tokens, counted through all rows; the last block leaves out the others.
+                text attends to another, and there is no padding.
+            output_positions: columns of `tokens` to return, (n,), by default all; the last block's SwiGLU skips the
+                others, which a fine-tuning step gains 2 to 6% by.
 
         Returns:
-            (batch, time, hidden_size), or (wanted tokens, hidden_size) of those that are wanted.
+            (batch, time, hidden_size), or (batch, n, hidden_size) of the output positions.
         """
-        seen = cache.length if cache is not None else 0
-        columns = torch.arange(seen + tokens.shape[1], device=tokens.device)
+        start = caches[0].length if caches else 0
+        columns = torch.arange(start + tokens.shape[1], device=tokens.device)
         if lengths is not None:
             positions = torch.cat([columns[:length] for length in lengths])[None]
         elif positions is None:
-            positions = columns[None, seen:]
-        if mask is None and seen:  # without a mask, attention takes the first new token for the first of all
-            mask = columns <= columns[seen:, None]
+            positions = columns[None, start:]
+        if mask is None and start:  # without a mask, attention takes the first new token for the first of all
+            mask = columns <= columns[start:, None]
         x = self.embed_tokens(tokens)
-        angles = positions[:, None, :, None] * self.frequencies  # (batch, 1, time, head_dim / 2)
-        rope = rotation(angles, x.dtype)
+        rope = rotary_factors(positions[:, None, :, None] * self.frequencies, x.dtype)
         attend = attention(mask, lengths, like=x)
+        last = len(self.layers) - 1
         for layer, block in enumerate(self.layers):
-            is_last = layer == self.config.num_layers - 1
-            arguments = (x, rope, attend, cache, layer, wanted if is_last else None)
+            cache = caches[layer] if caches else None
+            arguments = (x, rope, attend, cache, output_positions if layer == last else None)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-        if cache is not None:
-            cache.length += tokens.shape[1]
         return self.norm(x)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """The angle by which each pair of places turns from one position to the next, theta^(-2i/head_dim).
+    """Return the angle by which each pair of dimensions turns from one position to the next, theta^(-2i/head_dim).
 
     With `rope_scaling`, as Llama 3.1 does it (Grattafiori et al. 2024): waves longer than the text that the model was
     first trained on are stretched by `factor`, short ones are left alone, those between are interpolated.
@@ -260,8 +263,8 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     Returns:
         (head_dim / 2,), always in float32 and on the CPU.
     """
-    places = torch.arange(0, config.head_dim, 2, device="cpu").float()
-    frequencies = config.rope_theta ** (-places / config.head_dim)
+    dimensions = torch.arange(0, config.head_dim, 2, device="cpu").float()
+    frequencies = config.rope_theta ** (-dimensions / config.head_dim)
     if config.rope_scaling is None:
         return frequencies
     low, high = config.rope_scaling["low_freq_factor"], config.rope_scaling["high_freq_factor"]
@@ -270,8 +273,19 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     return frequencies * (kept + (1 - kept) / config.rope_scaling["factor"])
 
 
+def rotary_factors(angles: Tensor, dtype: torch.dtype) -> Rope:
+    """Return the two factors of `rotate`, each (..., head_dim), for angles (..., head_dim / 2)."""
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + head_dim/2) of `x`, (batch, heads, time, head_dim), by the angles of `rotary_factors`."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
 def attention(mask: Tensor | None, lengths: list[int] | None, like: Tensor) -> Attend:
-    """Softmax attention (Vaswani et al. 2017), in which a token looks at those that `Transformer.forward` says."""
+    """Choose the softmax attention (Vaswani et al. 2017) for what `Transformer.forward` was given."""
     if lengths is None:
         return partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=mask is None)
     if like.is_cuda and like.dtype == torch.bfloat16:
@@ -286,25 +300,7 @@ def _attend_within_texts(queries: Tensor, keys: Tensor, values: Tensor, lengths:
 
 
 def _attend_within_texts_by_flash(queries: Tensor, keys: Tensor, values: Tensor, ends: Tensor, longest: int) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer
-
     queries, keys, values = (x[0].transpose(0, 1) for x in (queries, keys, values))
-    window = (-1, 0)  # no token after a text's own
-    mixed = varlen_attn(queries, keys, values, ends, ends, longest, longest, window_size=window)
+    causal = (-1, 0)  # a window: every token before, none after
+    mixed = varlen_attn(queries, keys, values, ends, ends, longest, longest, window_size=causal)
     return mixed.transpose(0, 1)[None]  # type: ignore[union-attr]  # more than one tensor only where that is asked for
-
-
-def only(x: Tensor, wanted: Tensor | None) -> Tensor:
-    """The tokens of `x`, (batch, time, size), with the indices `wanted`: (tokens, size); all of `x` by default."""
-    return x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
-
-
-def rotation(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What `rotate` multiplies with, each (..., head_dim), for angles (..., head_dim / 2)."""
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + head_dim/2) of `x`, (batch, heads, time, head_dim), as `rotation` says."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

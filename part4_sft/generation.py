@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from part3_pretrain.model import KVCache, Transformer
+from part3_pretrain.model import Transformer
 
-CACHE_AT_ONCE = 2**30  # bytes for keys and values
-MOST_AT_ONCE = 200  # replies: more are no faster on a CPU
+MAX_CACHE_BYTES = 2**30  # for the keys and values of one batch
+MAX_BATCH_SIZE = 200  # larger batches are no faster on a CPU
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int = 128
+
+    @classmethod
+    def of(cls, config: Any) -> Sampling:
+        """Take these four settings from the options of a command."""
+        return cls(config.temperature, config.top_k, config.top_p, config.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -46,48 +52,52 @@ def generate(
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[Generated]:
-    """Continues every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).
+    """Continue every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn.
+
+    The model's config says which tokens these are. Any of its `eos_ids` ends a reply.
 
     Args:
         prompts: ids of each prompt, none empty.
-        batch_size: replies written at once; by default as many as fit into the memory of `CACHE_AT_ONCE`.
-        progress: called with the number of replies whenever some are written.
+        batch_size: replies written at once; by default up to `MAX_BATCH_SIZE`, as their cache has `MAX_CACHE_BYTES`.
+        progress: called with the size of each batch once its replies are written.
 
     Raises:
         ValueError: a prompt is empty, or leaves the model no positions for `max_new_tokens`.
     """
     _check(model, prompts, sampling)
     if batch_size is None:
-        longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
-        batch_size = min(MOST_AT_ONCE, max(1, CACHE_AT_ONCE // cache_bytes(model, longest)))
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
+        longest_sequence = max(map(len, prompts), default=0) + sampling.max_new_tokens
+        batch_size = min(MAX_BATCH_SIZE, max(1, MAX_CACHE_BYTES // _cache_bytes(model, longest_sequence)))
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
     replies: dict[int, Generated] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        written: list[list[int]] = [[] for _ in chosen]
-        for drawn in _draws(model, [prompts[index] for index in chosen], sampling, seed):
-            for row, token in drawn:
-                written[row].append(token)
-        for index, ids in zip(chosen, written):
-            stopped = any(token in model.config.eos_ids for token in ids[-1:])
-            replies[index] = Generated(ids[: len(ids) - stopped], stopped)
-        progress(len(chosen))
+    for start in range(0, len(prompts), batch_size):
+        batch = by_length[start : start + batch_size]
+        continuations: list[list[int]] = [[] for _ in batch]
+        for step in _decode(model, [prompts[index] for index in batch], sampling, seed):
+            for place, token in step:
+                continuations[place].append(token)
+        for index, ids in zip(batch, continuations):
+            if ids and ids[-1] in model.config.eos_ids:
+                replies[index] = Generated(ids[:-1], stopped=True)
+            else:
+                replies[index] = Generated(ids, stopped=False)
+        progress(len(batch))
     return [replies[index] for index in range(len(prompts))]
 
 
 def stream(model: Transformer, prompt: list[int], sampling: Sampling, seed: int | str = 0) -> Iterator[int]:
-    """What `generate` continues one prompt with, token by token, each as soon as it is drawn; the same ids.
+    """Yield the same ids as `generate` returns for one prompt, each as soon as it is drawn.
 
     Raises ValueError where `generate` does.
     """
     _check(model, [prompt], sampling)
-    for ((_, token),) in _draws(model, [prompt], sampling, seed):
+    for [(_, token)] in _decode(model, [prompt], sampling, seed):
         if token not in model.config.eos_ids:
             yield token
 
 
 def longest_prompt(model: Transformer, sampling: Sampling) -> int:
-    """Most tokens of a prompt, so that the longest reply still fits behind it."""
+    """Return the most tokens that a prompt may have, so that the longest reply still fits behind it."""
     return model.config.max_positions - sampling.max_new_tokens
 
 
@@ -97,69 +107,92 @@ def _check(model: Transformer, prompts: list[list[int]], sampling: Sampling) -> 
         raise ValueError(f"a prompt must have 1 to {room} tokens, so that {sampling.max_new_tokens} new ones fit")
 
 
-def cache_bytes(model: Transformer, length: int) -> int:
-    """What the keys and values of one row of so many tokens need."""
+def _cache_bytes(model: Transformer, length: int) -> int:
+    """Return the bytes that the keys and values of one sequence of this many tokens need."""
     config = model.config
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * model.embed_tokens.weight.itemsize
 
 
 @torch.inference_mode()
-def _draws(
+def _decode(
     model: Transformer, prompts: list[list[int]], sampling: Sampling, seed: int | str
 ) -> Iterator[list[tuple[int, int]]]:
-    """Step by step, which prompts (by index) go on with which token; the last of a prompt may be <EOS>."""
-    device = model.embed_tokens.weight.device
+    """Continue a batch of prompts by one token a step, and drop the rows of those that have come to their end.
+
+    Yields:
+        At each step, a prompt's place in `prompts` and its next token, for each that still goes on. The last token of
+        a prompt may be an <EOS>.
+    """
+    weight = model.embed_tokens.weight
     longest = max(map(len, prompts))
-    steps = sampling.max_new_tokens
-    cache = KVCache(model.config, len(prompts), longest + steps, like=model.embed_tokens.weight)
-    noise = torch.stack([_noise(prompt, steps, seed) for prompt in prompts]).to(device)
+    capacity = longest + sampling.max_new_tokens
+    caches = model.new_caches(len(prompts), capacity)
 
     # Prompts end in the same column, so that all rows write their next token into the same place of the cache.
-    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
-    columns = torch.arange(longest + steps, device=device)
-    # Added to the scores: 0, or minus infinity where a row has padding. (A boolean mask every layer would convert.)
-    hides = torch.zeros(len(prompts), longest + steps, dtype=cache.keys.dtype, device=device)
-    hides[columns < padding] = -torch.inf
-    causal = torch.full((longest, longest), -torch.inf, dtype=hides.dtype, device=device).triu(1)
-    mask = (causal + hides[:, None, :longest])[:, None]
-    mask.diagonal(dim1=-2, dim2=-1).zero_()  # else padding would look at nothing, and nothing has no softmax
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=weight.device)
+    padding = torch.tensor([[longest - len(prompt)] for prompt in prompts], device=weight.device)  # (rows, 1)
+    columns = torch.arange(capacity, device=weight.device)
+    # 0, or minus infinity for padding, to be added to the scores; each layer would convert a boolean mask.
+    padding_mask = weight.new_zeros(len(prompts), capacity).masked_fill(columns < padding, -torch.inf)
+    mask = _prompt_mask(padding_mask[:, :longest])  # (rows, 1, longest, longest)
+    noise = torch.stack([_noise(prompt, sampling.max_new_tokens, seed) for prompt in prompts]).to(weight.device)
 
-    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
-    for step in range(steps):
-        positions = (columns[cache.length : cache.length + tokens.shape[1]] - padding).clamp(min=0)
-        last = torch.arange(1, len(rows) + 1, device=device) * tokens.shape[1] - 1
-        hidden = model(tokens, positions, mask, cache, wanted=last)
-        drawn = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)
-        tokens_drawn = drawn.tolist()
-        yield list(zip(rows, tokens_drawn))
-        stopped = [token in model.config.eos_ids for token in tokens_drawn]
-        running = [index for index in range(len(rows)) if not stopped[index]]
-        if not running:
+    places = list(range(len(prompts)))  # of each row in `prompts`
+    for step in range(sampling.max_new_tokens):
+        start, time = caches[0].length, tokens.shape[1]  # the whole prompt at first, then one token
+        positions = (columns[start : start + time] - padding).clamp(min=0)  # (rows, time)
+        hidden = model(tokens, positions, mask, caches, output_positions=columns[time - 1 : time])[:, 0]
+        next_tokens = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)  # (rows,)
+        next_ids = next_tokens.tolist()
+        yield list(zip(places, next_ids))
+
+        stopped = [token in model.config.eos_ids for token in next_ids]
+        if all(stopped):
             return
-        if len(running) < len(rows):
-            # Rows from the end take the places of those that have stopped: all others need not be moved.
-            order = [index if not stopped[index] else running.pop() for index in range(len(running))]
-            keep = torch.tensor(order, device=device)
-            cache.keep(keep)
-            rows = [rows[index] for index in order]
-            drawn, noise, padding, hides = drawn[keep], noise[keep], padding[keep], hides[keep]
-        tokens = drawn[:, None]
-        mask = hides[:, None, None, : cache.length + 1]
+        if any(stopped):
+            order = _rows_that_go_on(stopped)
+            places = [places[row] for row in order]
+            rows = torch.tensor(order, device=weight.device)
+            for cache in caches:
+                cache.keep_rows(rows)
+            next_tokens, noise = next_tokens[rows], noise[rows]
+            padding, padding_mask = padding[rows], padding_mask[rows]
+        tokens = next_tokens[:, None]
+        mask = padding_mask[:, None, None, : start + time + 1]  # (rows, 1, 1, tokens so far)
+
+
+def _prompt_mask(padding_mask: Tensor) -> Tensor:
+    """Return what hides padding and all later tokens, (rows, 1, time, time), for a padding mask (rows, time)."""
+    time = padding_mask.shape[1]
+    causal = padding_mask.new_full((time, time), -torch.inf).triu(1)
+    mask = (causal + padding_mask[:, None])[:, None]
+    mask.diagonal(dim1=-2, dim2=-1).zero_()  # else padding would look at nothing, and nothing has no softmax
+    return mask
+
+
+def _rows_that_go_on(stopped: list[bool]) -> list[int]:
+    """Return the rows to keep, in order: running rows from the end fill the gaps, so that all others stay in place."""
+    running = [row for row, has_stopped in enumerate(stopped) if not has_stopped]
+    order = list(range(len(running)))
+    gaps = [row for row in order if stopped[row]]
+    for gap, moved in zip(gaps, reversed(running)):
+        order[gap] = moved
+    return order
 
 
 def _noise(prompt: list[int], steps: int, seed: int | str) -> Tensor:
-    """The uniform random numbers that this prompt draws its tokens with, (steps,)."""
+    """Return the uniform random numbers that this prompt draws its tokens with, (steps,)."""
     own_seed = crc32(repr((seed, prompt)).encode())
     return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(own_seed))
 
 
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None) -> Tensor:
-    """Draws one token a row by inverting the cumulative distribution.
+    """Draw one token a row by inverting the cumulative distribution.
 
     Args:
         logits: (batch, vocab_size).
         noise: uniform in [0, 1), (batch,).
+        pad_id: the token that is never drawn, if there is one.
 
     Returns:
         ids, (batch,).
@@ -177,10 +210,13 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None
 
 
 def _truncated(probabilities: Tensor, sampling: Sampling) -> Tensor:
-    """Sets those to 0, (batch, vocab_size), that are not among the `top_k` or outside of the nucleus `top_p`."""
+    """Set to 0 all but the `top_k` likeliest tokens and the nucleus `top_p` (Holtzman et al. 2020).
+
+    Both count in the probabilities as given, (batch, vocab_size), which are not scaled to add up to 1 again.
+    """
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered[before >= sampling.top_p] = 0.0  # nucleus sampling (Holtzman et al. 2020)
+    before = ordered.cumsum(-1) - ordered  # the sum of all likelier tokens
+    ordered[before >= sampling.top_p] = 0.0
     if sampling.top_k:
         ordered[:, sampling.top_k :] = 0.0
     return torch.zeros_like(probabilities).scatter(-1, ids, ordered)

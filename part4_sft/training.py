@@ -88,7 +88,7 @@ def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: li
     """
     # More than a third of the tokens are context: they need neither logits nor most of the last block.
     response_positions = (targets[0] != IGNORE_INDEX).nonzero()[:, 0]
-    hidden = model(inputs, lengths=lengths, wanted=response_positions)  # (response tokens, hidden_size)
+    hidden = model(inputs, lengths=lengths, output_positions=response_positions)[0]  # (response tokens, hidden_size)
     targets = targets[0, response_positions]
 
     def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:

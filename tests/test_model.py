@@ -1,4 +1,4 @@
-"""The Transformer: causal, and the same with and without a cache; `test_huggingface.py` compares it with others'."""
+"""The Transformer with and without caches; `test_huggingface.py` compares it with transformers' own."""
 
 from __future__ import annotations
 
@@ -22,36 +22,28 @@ SHAPE: dict[str, Any] = {
     "rope_theta": 500.0,
     "norm_eps": 1e-3,
 }
+assert_close = torch.testing.assert_close
+TOLERANCE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 
 
-def random_model(*, tie_embeddings: bool) -> Transformer:
+@pytest.fixture
+def model() -> Transformer:
     """Weights so large that attention is sharp and the logits differ."""
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(**SHAPE, tie_embeddings=tie_embeddings)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(mean=1.0 if parameter.dim() == 1 else 0.0, std=0.2)
+    model = Transformer(ModelConfig(**SHAPE, tie_embeddings=False)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.2)
     return model
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return random_model(tie_embeddings=False)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokens() -> Tensor:
     return torch.randint(97, (3, 20), generator=torch.Generator().manual_seed(1))
 
 
-def logits_in_steps(model: Transformer, tokens: Tensor, steps: list[int], cache: KVCache) -> Tensor:
-    """The logits of tokens that are read a few at a time."""
-    parts = []
-    for part in tokens.split(steps, dim=1):
-        columns = torch.arange(cache.length + part.shape[1])
-        positions = columns[None, cache.length :]
-        parts.append(model.lm_head(model(part, positions, columns <= positions.T, cache)))
-    return torch.cat(parts, dim=1)
+def cached_states(model: Transformer, tokens: Tensor, chunks: list[int], caches: list[KVCache]) -> Tensor:
+    """Return the hidden states of tokens that are read a few at a time."""
+    return torch.cat([model(chunk, caches=caches) for chunk in tokens.split(chunks, dim=1)], dim=1)
 
 
 @torch.no_grad()
@@ -61,55 +53,109 @@ def test_a_later_token_never_changes_earlier_hidden_states(model: Transformer, t
         other = tokens.clone()
         other[:, changed] = (other[:, changed] + 1) % 97
         after = model(other)
-        torch.testing.assert_close(after[:, :changed], before[:, :changed], atol=1e-5, rtol=0)
+        assert_close(after[:, :changed], before[:, :changed], atol=1e-5, rtol=0)
         assert ((after - before)[:, changed:].abs().amax(-1) > 1e-3).all()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [[20], [7, 1, 1, 8, 3], [1] * 20])
-def test_cache_gives_the_logits_of_the_full_forward(model: Transformer, tokens: Tensor, steps: list[int]) -> None:
-    full = model.lm_head(model(tokens))
-    cached = logits_in_steps(model, tokens, steps, KVCache(model.config, 3, 25, like=full))
-    assert full.std() > 1
-    torch.testing.assert_close(cached, full, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("chunks", [[20], [7, 1, 1, 8, 3], [1] * 20])
+def test_caches_give_the_hidden_states_of_the_full_forward(
+    model: Transformer, tokens: Tensor, chunks: list[int]
+) -> None:
+    full, caches = model(tokens), model.new_caches(3, 25)
+    assert model.lm_head(full).std() > 1
+    assert_close(cached_states(model, tokens, chunks, caches), full, **TOLERANCE)
+    assert [cache.length for cache in caches] == [20, 20, 20]
+    assert caches[0].keys.shape == caches[0].values.shape == (3, 2, 25, 8)
 
 
 @torch.no_grad()
-def test_by_default_a_token_looks_at_all_before_it_with_a_cache_too(model: Transformer, tokens: Tensor) -> None:
-    full = model(tokens)
-    cache = KVCache(model.config, 3, 20, like=full)
-    model(tokens[:, :15], cache=cache)
-    rest = model(tokens[:, 15:], positions=torch.arange(15, 20)[None], cache=cache)
-    torch.testing.assert_close(rest, full[:, 15:], atol=1e-5, rtol=1e-5)
+def test_caches_keep_the_right_rows(model: Transformer, tokens: Tensor) -> None:
+    full, caches = model(tokens), model.new_caches(3, 20)
+    cached_states(model, tokens[:, :12], [12], caches)
+    for rows in ([2, 1], [1]):  # of those that are left
+        for cache in caches:
+            cache.keep_rows(torch.tensor(rows))
+        tokens, full = tokens[rows], full[rows]
+        start = caches[0].length
+        chunk = tokens[:, start : start + 4]
+        assert_close(cached_states(model, chunk, [3, 1], caches), full[:, start : start + 4], **TOLERANCE)
 
 
 @torch.no_grad()
-def test_cache_keeps_the_right_rows(model: Transformer, tokens: Tensor) -> None:
-    full = model.lm_head(model(tokens))
-    cache = KVCache(model.config, 3, 20, like=full)
-    logits_in_steps(model, tokens[:, :12], [12], cache)
-    rows = torch.tensor([2, 0])
-    cache.keep(rows)
-    cached = logits_in_steps(model, tokens[rows, 12:], [5, 3], cache)
-    torch.testing.assert_close(cached, full[rows, 12:], atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_mask_and_positions_hide_padding(model: Transformer, tokens: Tensor, additive: bool) -> None:
+    columns = torch.arange(20)
+    mask = (columns <= columns[:, None]) & (columns >= 4) | torch.eye(20, dtype=torch.bool)
+    positions = (columns - 4).clamp(min=0)[None]
+    numbers = torch.zeros(20, 20).masked_fill(~mask, -torch.inf)
+    padded = model(tokens, positions, numbers if additive else mask)
+    assert_close(padded[:, 4:], model(tokens[:, 4:]), **TOLERANCE)
 
 
 @torch.no_grad()
 def test_texts_in_one_row_do_not_see_each_other(model: Transformer, tokens: Tensor) -> None:
     texts = [tokens[0, :7], tokens[1, :1], tokens[2]]
     row = model(torch.cat(texts)[None], lengths=[len(text) for text in texts])
-    alone = torch.cat([model(text[None]) for text in texts], dim=1)
-    torch.testing.assert_close(row, alone, atol=1e-5, rtol=1e-5)
+    assert_close(row, torch.cat([model(text[None]) for text in texts], dim=1), **TOLERANCE)
 
 
-@torch.no_grad()
-def test_only_the_wanted_tokens_come_out(model: Transformer, tokens: Tensor) -> None:
-    wanted = torch.tensor([0, 19, 25, 59])
-    torch.testing.assert_close(model(tokens, wanted=wanted), model(tokens).flatten(0, 1)[wanted], atol=1e-5, rtol=1e-5)
+def test_output_positions_alone_come_out_and_reach_the_last_feed_forward(model: Transformer, tokens: Tensor) -> None:
+    """Values and gradients are those of choosing afterwards; what the last block can leave out, it does."""
+    columns = torch.tensor([0, 11, 19])
+    widths: list[int] = []
+    for block in model.layers:
+        block.mlp.register_forward_hook(lambda module, inputs, output: widths.append(inputs[0].shape[1]))
+    results = []
+    for hidden in (model(tokens)[:, columns], model(tokens, output_positions=columns)):
+        gradients = torch.autograd.grad(hidden.square().sum(), [block.mlp.up_proj.weight for block in model.layers])
+        results.append((hidden, gradients))
+    assert_close(*results, **TOLERANCE)
+    assert widths == [20, 20, 20, 20, 20, 3]
 
 
 def test_tied_embeddings_are_one_tensor() -> None:
-    tied, untied = (random_model(tie_embeddings=tie) for tie in (True, False))
+    tied, untied = (Transformer(ModelConfig(**SHAPE, tie_embeddings=tie)) for tie in (True, False))
     assert tied.lm_head.weight is tied.embed_tokens.weight
-    count = sum(parameter.numel() for parameter in tied.parameters())
-    assert sum(parameter.numel() for parameter in untied.parameters()) == count + 97 * 48
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (tied, untied)]
+    assert counts[1] == counts[0] + 97 * 48
+
+
+def test_initial_weights_have_the_spread_of_gpt_2() -> None:
+    torch.manual_seed(0)
+    for name, weight in Transformer(ModelConfig(2048)).named_parameters():
+        if weight.dim() == 1:
+            assert torch.equal(weight, torch.ones_like(weight)), name
+        else:
+            is_residual = "o_proj" in name or "down_proj" in name
+            assert weight.std().item() == pytest.approx(0.02 / 6**0.5 if is_residual else 0.02, rel=0.03), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 0}, "whole numbers above 0") for name in SHAPE if name not in ("rope_theta", "norm_eps")),
+        ({"num_heads": 0, "head_dim": 8}, "whole numbers above 0"),
+        ({"hidden_size": 48.0}, "whole numbers above 0"),
+        ({"head_dim": True}, "whole numbers above 0"),
+        ({"num_layers": 1025}, "1025 layers with heads of 8: at most 1024"),
+        ({"head_dim": 1026}, "3 layers with heads of 1026: at most 1024"),
+        ({"num_kv_heads": 4}, "6 heads of width 8 cannot share 4"),
+        ({"head_dim": 9}, "6 heads of width 9 cannot share 2"),
+        *(({name: value}, "above 0") for name in ("norm_eps", "rope_theta") for value in (0, float("inf"))),
+        ({"norm_eps": float("nan")}, "above 0"),
+        ({"eos_ids": ()}, "control tokens"),
+        ({"eos_ids": (1, 97)}, "below vocab_size = 97"),
+        ({"pad_id": 97}, "below vocab_size = 97"),
+        ({"pad_id": -1}, "control tokens"),
+        ({"family": "gpt2"}, "'gpt2'; those that can be used are llama, mistral, qwen2, qwen3"),
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**SHAPE | changes)
+
+
+def test_the_largest_and_smallest_that_can_be_are_taken() -> None:
+    assert ModelConfig(**SHAPE | {"num_layers": 1024, "head_dim": 1024, "eos_ids": (0, 96), "pad_id": None}).eos_ids

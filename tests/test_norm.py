@@ -7,17 +7,16 @@ from torch import nn
 from part3_pretrain.norm import RMSNorm
 
 
-@pytest.mark.parametrize("shape", [(7, 24), (2, 3, 5, 24)])
-def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((7, 24), torch.float32), ((2, 3, 5, 24), torch.float32), ((7, 24), torch.bfloat16)]
+)
+def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    ours, theirs = RMSNorm(24, 1e-2), nn.RMSNorm(24, 1e-2)
-    with torch.no_grad():
-        ours.weight.copy_(theirs.weight.normal_(mean=1.0))
-    found = []
-    for norm in (ours, theirs):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        y = norm(x)
-        y.backward(torch.randn(shape, generator=torch.Generator().manual_seed(2)))
-        found.append((y.detach(), x.grad, norm.weight.grad))
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    x, gradient, weight = torch.randn(shape), torch.randn(shape), torch.randn(24) + 1
+    results = []
+    for norm in (RMSNorm(24, 1e-2), nn.RMSNorm(24, 1e-2)):
+        norm.weight = nn.Parameter(weight.to(dtype))
+        own = x.to(dtype).requires_grad_()
+        y = norm(own)
+        results.append((y, *torch.autograd.grad(y, (own, norm.weight), gradient.to(dtype))))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
