@@ -96,10 +96,7 @@ class PairEncoder:
                 f"{max(room, 0)} of its positions",
                 "choose less of either",
             )
-        max_length = min(max_length, config.max_positions)
-        return cls(tokenizer, config.eos_ids[0], template, max_length, config.max_positions)
-
-    # ------------------------------------------------------------------------------------------------ encoding
+        return cls(tokenizer, config.eos_ids[0], template, min(max_length, config.max_positions), config.max_positions)
 
     def encode_prompt(self, context: str, room: int) -> list[int]:
         """Return the ids that a model answers, at most `room` and at most `max_length`.
@@ -112,7 +109,7 @@ class PairEncoder:
         room = min(room, self.max_length)
         if room <= self.bos_length:
             raise ValueError("no token of its context fits")
-        return self._cut(self.tokenizer.encode(self._prompt(context, room)).ids, room)
+        return self._keep_end(self.tokenizer.encode(self._fill_template(context, room)).ids, room)
 
     def encode(self, pair: Pair) -> Example:
         """Return the example of a pair. Raises UserError where its response is too long."""
@@ -137,19 +134,19 @@ class PairEncoder:
         return {name: of_set.examples for name, of_set in encoded.items()}
 
     def encode_what_fits(self, pairs: Sequence[Pair]) -> Encoded:
-        """Encode pairs, but for those whose responses are too long, and tell where those and the cut contexts are.
+        """Encode the pairs whose responses are not too long, and tell where the others and the cut contexts are.
 
         Raises:
             UserError: the tokenizer makes nothing of a prompt.
         """
         encoded = Encoded([], [], [])
-        for number, (pair, prompt, response) in enumerate(self._tokenised(pairs), start=1):
+        for number, (pair, prompt, response) in enumerate(self._tokenise(pairs), start=1):
             place = pair.place or f"pair {number}"
             room = self.max_length - len(response)
             if room <= self.bos_length:
                 encoded.too_long.append(TooLong(place, self._length_in_words(pair, response)))
                 continue
-            kept = self._cut(prompt, room)
+            kept = self._keep_end(prompt, room)
             if not kept:
                 raise UserError(
                     f"{place}: no token comes of its prompt", "use a --prompt-template that the tokenizer knows"
@@ -163,7 +160,7 @@ class PairEncoder:
         """Raise a UserError that names the responses that are too long, if any are."""
         if not too_long:
             return
-        # In the order of a file, where row 9 comes before row 10; not set by set.
+        # Sorted as they stand in a file, row 9 before row 10, whatever sets they belong to.
         first, *others = sorted(too_long, key=lambda response: (len(response.place), response.place))
         cause = f"{first.place}: its response has {first.length}, too many for {self.max_length} tokens"
         if others:
@@ -181,30 +178,25 @@ class PairEncoder:
         """Return generated ids as texts, without the space that begins a response."""
         return [text.strip() for text in self.tokenizer.decode_batch(replies)]
 
-    # ------------------------------------------------------------------------------------------------ parts of it
-
-    def _tokenised(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, list[int], list[int]]]:
+    def _tokenise(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, list[int], list[int]]]:
         """Yield each pair, the ids of its whole prompt, and those of its response with <EOS>."""
+        tokenise = self.tokenizer.encode_batch_fast
         for start in range(0, len(pairs), TOKENIZER_BATCH_SIZE):
             batch = pairs[start : start + TOKENIZER_BATCH_SIZE]
-            prompts = [self._prompt(pair.context, self.max_length) for pair in batch]
-            responses = [(self.space + pair.response)[: self._most_characters + 1] for pair in batch]
-            both = zip(
-                self.tokenizer.encode_batch_fast(prompts),
-                self.tokenizer.encode_batch_fast(responses, add_special_tokens=False),
-            )
-            for pair, (prompt, response) in zip(batch, both):
+            prompts = tokenise([self._fill_template(pair.context, self.max_length) for pair in batch])
+            texts = [(self.space + pair.response)[: self._max_characters + 1] for pair in batch]
+            for pair, prompt, response in zip(batch, prompts, tokenise(texts, add_special_tokens=False)):
                 yield pair, prompt.ids, [*response.ids, self.eos_id]
 
-    def _prompt(self, context: str, room: int) -> str:
-        """Return the text of a prompt of which `room` tokens are kept: of megabytes only the end.
+    def _fill_template(self, context: str, room: int) -> str:
+        """Return the text of a prompt of which the last `room` tokens will be kept; of megabytes only the end.
 
         That is twice what can fit, since near the place where a text is cut its tokens may differ.
         """
         return self.template.replace("{context}", context)[-2 * room * self.longest_token :]
 
-    def _cut(self, prompt: list[int], room: int) -> list[int]:
-        """Return the last ids of a prompt behind its <BOS>, `room` in all, which must be more than <BOS> takes."""
+    def _keep_end(self, prompt: list[int], room: int) -> list[int]:
+        """Return the <BOS> of a prompt, if it has one, and its last ids, `room` in all; <BOS> alone must be fewer."""
         if len(prompt) <= room:
             return prompt
         return prompt[: self.bos_length] + prompt[len(prompt) - room + self.bos_length :]
@@ -212,10 +204,10 @@ class PairEncoder:
     def _length_in_words(self, pair: Pair, response: list[int]) -> str:
         """Return how long a response is; in characters where it was too long for all of it to be tokenised."""
         characters = len(self.space + pair.response)
-        return f"{len(response)} tokens" if characters <= self._most_characters else f"{characters} characters"
+        return f"{len(response)} tokens" if characters <= self._max_characters else f"{characters} characters"
 
     @property
-    def _most_characters(self) -> int:
+    def _max_characters(self) -> int:
         """How many characters `max_length` tokens can stand for."""
         return self.max_length * self.longest_token
 
