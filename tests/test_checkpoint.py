@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.weights import model_from_tensors
 
 MADE_BY = {"seed": 3, "learning_rate": 2e-3, "corpus": None}
 SETTINGS = {"config.json": {"model_type": "llama"}, "chat_template.jinja": "{{ messages }}"}
@@ -38,6 +39,13 @@ def test_everything_comes_back(
     assert loaded.model.lm_head.weight is loaded.model.embed_tokens.weight
     expected = checkpoint.model.to(asked.get("dtype", torch.float32) or saved)
     torch.testing.assert_close(loaded.model.state_dict(), expected.state_dict(), rtol=0, atol=0)  # same dtype, too
+
+
+def test_the_weights_of_a_model_are_copies(tiny_model: Transformer) -> None:
+    tensors = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
+    model = model_from_tensors(tiny_model.config, tensors.items(), dtype=None)
+    tensors["norm.weight"].zero_()
+    assert torch.equal(model.norm.weight, tiny_model.norm.weight)
 
 
 def test_the_format_of_the_file_is_what_other_versions_read(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_there_and_back_gives_the_same_bits_and_transformers_answers_the_same(
     status, printed, _ = run_main(convert.main, "from-hf", tmp_path / "folder", tmp_path / "back.pt")
     assert status == 0 and printed == f"written: {tmp_path / 'back.pt'}\n"
     back = load_checkpoint(tmp_path / "back.pt", dtype=None)
-    assert back.model.config == memorized.model.config
+    assert (back.model.config, back.made_by) == (memorized.model.config, {"from": str(tmp_path / "folder")})
     for name, weight in memorized.model.named_parameters():
         assert torch.equal(back.model.get_parameter(name), weight), name
     assert back.tokenizer.to_str() == memorized.tokenizer.to_str()

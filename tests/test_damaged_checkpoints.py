@@ -188,6 +188,7 @@ WRONG_CONTENTS: dict[str, tuple[Change, str]] = {
     "an <EOS> beyond the vocabulary": (shape(eos_ids=(600,)), "must be there and below vocab_size = 600"),
     "a <PAD> beyond the vocabulary": (shape(pad_id=600), "must be there and below vocab_size = 600"),
     "no <EOS>": (shape(eos_ids=()), "must be there and below vocab_size = 600"),
+    "an <EOS> that is a word": (shape(eos_ids=(2,)), 'the tokenizer takes "!" in a text for the end'),
     "another family": (shape(family="gpt"), "its family is 'gpt'"),
     "a tokenizer that is none": (put(tokenizer="{}"), "cannot be used: Model missing"),
     "a tokenizer of 10 MB of junk": (put(tokenizer="[" * 10**7), "cannot be used: "),

@@ -183,7 +183,7 @@ def test_what_a_config_may_leave_out(folder: Path) -> None:
 
 
 def test_repeated_tied_embeddings_and_old_rotary_buffers_are_no_fault(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
+    weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

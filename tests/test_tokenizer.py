@@ -81,7 +81,7 @@ def test_a_tokenizer_that_would_spoil_texts_is_refused(changes: dict[str, Any], 
 
 def test_every_token_must_have_an_embedding() -> None:
     tokenizer = train_tokenizer(TEXTS, 330)
-    tokenizer.post_processor = adding("<PAD> <PAD> $A")  # in front of a text, they are no fault
+    tokenizer.post_processor = adding("<EOS> <EOS> $A")  # in front of a text, they are no fault
     size = tokenizer.get_vocab_size()
     check_tokenizer(tokenizer, size, eos_id=1)
     tokenizer.add_tokens(["sofa"])
