@@ -159,7 +159,8 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     bar = tqdm(total=len(batches), initial=steps_done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if uses_bfloat16 else nullcontext():
         for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
-            set_learning_rate(optimizer, config, step, len(batches))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(step, config.warmup_steps, len(batches))
             try:
                 loss = training_step(loss_module, optimizer, batch)
             except FloatingPointError as error:
@@ -218,21 +219,15 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: PretrainConfig, step: int, total_steps: int) -> None:
-    """Set the learning rate of a step, by its number from 1."""
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * learning_rate_factor(step - 1, config.warmup_steps, total_steps)
-
-
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     """Return a factor that rises linearly to 1, then falls along half a cosine (Loshchilov and Hutter 2017) to 0.
 
     Args:
-        step: from 0.
+        step: from 1.
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+    if step <= warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
 def recent_mean(losses: list[float]) -> float:

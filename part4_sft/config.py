@@ -28,14 +28,10 @@ class SFTConfig:
     model: Path = option(
         DEFAULT_CHECKPOINT,
         "checkpoint, or folder of a Hugging Face model, to start from; the default is pretrained if missing",
-        decides_training=False,
         **PATH,
     )
     data: Path | None = option(
-        None,
-        "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made",
-        decides_training=False,
-        **PATH,
+        None, "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made", **PATH
     )
     stream: bool = option(
         False,
@@ -43,12 +39,8 @@ class SFTConfig:
         "reading it into memory; needs --validation-data and --test-data, and whether they overlap is not looked at",
         action="store_true",
     )
-    validation_data: Path | None = option(
-        None, "file of pairs for the numbers after each epoch", decides_training=False, **PATH
-    )
-    test_data: Path | None = option(
-        None, "file of pairs for the before/after comparison", decides_training=False, **PATH
-    )
+    validation_data: Path | None = option(None, "file of pairs for the numbers after each epoch", **PATH)
+    test_data: Path | None = option(None, "file of pairs for the before/after comparison", **PATH)
     test_fraction: float | None = option(
         None,
         "share of --data to hold out for the test, and as much for validation, where no file is named; 0.1 if --data "
@@ -63,10 +55,8 @@ class SFTConfig:
         allowed="a text with {context} in it, once",
         is_valid=lambda template: template.count("{context}") == 1,
     )
-    out_dir: Path = option(
-        Path("outputs"), "folder for data, loss curve, evaluation and report", decides_training=False, **PATH
-    )
-    checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", decides_training=False, **PATH)
+    out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
+    checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
     learning_rate: float = option(5e-5, "Adam's constant learning rate", **ABOVE_ZERO)
     batch_size: int = option(8, "pairs in one optimizer step", **at_least(1))
@@ -104,10 +94,7 @@ class SFTConfig:
         "high", "pairs that give gradients: those with high_quality 1, or all", choices=["high", "all"]
     )
     tensorboard: Path | None = option(
-        None,
-        "folder for curves that TensorBoard shows while the run goes on (needs tensorboard)",
-        decides_training=False,
-        **PATH,
+        None, "folder for curves that TensorBoard shows while the run goes on (needs tensorboard)", **PATH
     )
     save_every: int = option(
         100, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)

@@ -55,8 +55,8 @@ class Config:
     batch_size: int = option(8, "pairs in a step", **at_least(2))
     rate: float = option(0.5, "learning rate", **ABOVE_ZERO)
     seed: int = option(0, "seed", **SEED)
-    out_dir: Path = option(Path("outputs"), "folder", decides_training=False, **PATH)
-    resume: bool = option(False, "go on", action="store_true")
+    out_dir: Path = option(Path("outputs"), "folder", **PATH)
+    resume: bool = option(False, "go on", action="store_true", decides_training=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def test_options_are_the_fields_of_a_dataclass() -> None:
     given = parsed("--batch-size", "2", "--rate", "1e-9", "--seed", str(2**63 - 1), "--out-dir", "a", "--resume")
     assert given == Config(2, 1e-9, 2**63 - 1, Path("a"), True)
     assert parsed("--batch-size", "2", config=OtherConfig) == OtherConfig(2)
-    assert deciding_options(given) == {"--batch-size": 2, "--rate": 1e-9, "--seed": 2**63 - 1, "--resume": True}
+    assert deciding_options(given) == {"--batch-size": 2, "--rate": 1e-9, "--seed": 2**63 - 1}
 
 
 @pytest.mark.parametrize(

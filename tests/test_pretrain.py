@@ -153,7 +153,7 @@ def test_a_step_is_adamw_on_the_mean_loss_with_a_clipped_gradient(tiny_model: Tr
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    factors = [learning_rate_factor(step, 10, 100) for step in range(101)]
+    factors = [learning_rate_factor(step, 10, 100) for step in range(1, 102)]
     assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert factors[10] == 1 and factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0)
     assert factors[10:] == sorted(factors[10:], reverse=True)
@@ -165,7 +165,7 @@ def test_the_loss_falls_at_the_learning_rates_of_the_schedule() -> None:
     _, _, losses = pretrain(read_corpus(CONFIG), CONFIG)
     hook.remove()
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 1
-    assert rates == [2e-3 * learning_rate_factor(step, 3, len(rates)) for step in range(len(rates))]
+    assert rates == [2e-3 * learning_rate_factor(step, 3, len(rates)) for step in range(1, len(rates) + 1)]
     assert len(losses) < len(rates)  # those of batches to copy are not reported
 
 

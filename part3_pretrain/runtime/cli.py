@@ -99,8 +99,7 @@ def option(
     Args:
         help: what `--help` says of it.
         allowed, is_valid: which values are allowed, in words and as a test.
-        decides_training: whether another value would make another training, which --resume has to refuse. The name of
-            a file does not: what the file holds does.
+        decides_training: whether another value would make another training, which --resume has to refuse.
         keywords: passed on to `ArgumentParser.add_argument`.
     """
     metadata = {
@@ -112,7 +111,8 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-PATH: dict[str, Any] = {"type": Path, "metavar": "PATH"}  # for `option`, as are the next three
+# For `option`. What decides a training is what a file holds, and not its name.
+PATH: dict[str, Any] = {"type": Path, "metavar": "PATH", "decides_training": False}
 ABOVE_ZERO: dict[str, Any] = {"allowed": "above 0", "is_valid": lambda value: 0 < value < float("inf")}
 SEED: dict[str, Any] = {"allowed": "0 to 2^63 - 1", "is_valid": lambda seed: 0 <= seed < 2**63}
 

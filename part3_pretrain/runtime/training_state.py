@@ -51,20 +51,19 @@ class TrainingState:
             self._look_for_saved(self.store, resume or restart_count() > 0)
 
     def _look_for_saved(self, store: StateFile | StateFolder, resume: bool) -> None:
-        if resume and store.exists():
-            run, self.saved_values = store.read()
-            self._check_same_run(store.path, run)
-        elif resume:
-            log(f"nothing to resume: there is no {store.path}; starting from the beginning")
-        elif store.exists():
+        if not store.exists():
+            if resume:
+                log(f"nothing to resume: there is no {store.path}; starting from the beginning")
+            return
+        if not resume:
             note(f"{store.path} holds an interrupted training, which --resume would have gone on with; starting anew")
-
-    def _check_same_run(self, path: Path, saved_run: dict[str, Any]) -> None:
+            return
+        saved_run, self.saved_values = store.read()
         for name in sorted(saved_run.keys() | self.run.keys()):
             before, now = saved_run.get(name), self.run.get(name)
             if before != now:
                 raise UserError(
-                    f"{path} cannot be resumed: {name} was {before} and is {now}",
+                    f"{store.path} cannot be resumed: {name} was {before} and is {now}",
                     "go on with what it was, or start anew without --resume",
                 )
 
