@@ -42,8 +42,8 @@ def test_models_reply_as_in_the_evaluation(ask: Ask, finished_run: FinishedRun) 
 
 
 def test_options_of_sampling_count(ask: Ask) -> None:
-    def reply(*options: object) -> object:
-        return ask(CONTEXT, *options)["sft"]["text"]
+    def reply(*options: object) -> str:
+        return str(ask(CONTEXT, *options)["sft"]["text"])
 
     assert reply() == reply() and len({reply(), reply("--seed", 1), reply("--temperature", 5)}) == 3
     assert reply("--temperature", 0) == reply("--top-k", 1) == reply("--top-p", 0.001) != reply()

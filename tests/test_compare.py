@@ -54,7 +54,8 @@ def test_votes_of_all_are_added_up(path: Path, run_main: Command, type_keys: Typ
     assert run_main(compare.main, path, "--report")[1] == f"nobody has voted on {path} yet\n"
     type_keys(compare.main, "tt", path, "--annotator", "cleo")
     assert run_main(compare.main, path, "--report")[1] == "cleo: 2 ties and nothing else\n"
-    type_keys(compare.main, "aauaaa", path, "--annotator", "anna")
+    printed, _ = type_keys(compare.main, "aauaaa", path, "--annotator", "anna")
+    assert len(printed.splitlines()) == 3 and "all: " in printed
     type_keys(compare.main, "", path, "--annotator", "dora")  # has looked only
     printed, _ = type_keys(compare.main, "bbt", path, "--annotator", "ben")
     anna, ben, _, everybody = printed.splitlines()

@@ -53,6 +53,7 @@ def state_of(answers: Answers) -> tuple[str, int]:
         ("s11111", ".11111", 0),  # what was skipped comes again
         ("11s1bbs", "11.1..", 4),  # skip passes over what has an answer
         ("111111", "111111", 6),
+        ("11111s", "11111.", 5),  # even the only one
         ("1111115s", "111111", 6),  # at the end there is nothing to rate or skip
         ("111111u", "11111.", 5),
         ("111111b5", "111115", 6),
@@ -117,14 +118,14 @@ def test_every_key_is_in_the_journal_before_it_has_an_effect(
 def test_long_texts_come_in_pages_that_fit_the_screen(tmp_path: Path, type_keys: TypeKeys) -> None:
     words = [f"word{number}" for number in range(700)]
     path = tmp_path / "long.json"
-    path.write_text(json.dumps([{"context": " ".join(words), "response": "short"}]))
-    _, (*screens, first_again, answered) = type_keys(label.main, " " * 5 + "1", path)
+    path.write_text(json.dumps([{"context": " ".join(words), "response": response} for response in ("short", "next")]))
+    _, (*screens, first_again, second_again, next_pair) = type_keys(label.main, " " * 6 + "1", path)
     assert re.findall(r"word\d+", "\n".join(screens)) == words and "short" in screens[-1]
     for page, screen in enumerate(screens, start=1):
         assert f" page {page} of 5, space for the next\n" in screen and "1 wrong" in screen
         lines = screen.split("\n")
         assert len(lines) == 23 and max(map(len, lines)) < 80
-    assert first_again == screens[0] and "page" not in answered.split("\n")[0]
+    assert [first_again, second_again] == screens[:2] and " page 1 of 5" in next_pair
 
 
 @pytest.mark.parametrize(
