@@ -34,26 +34,27 @@ def test_the_curves_are_the_numbers_of_the_run(run_main: Command, finished_run: 
 
 
 def test_speed_leaves_out_the_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 2.0, 100.0, 104.0])  # begin, step, end of the validation, step
+    times = iter([0.0, 2.0, 3.0, 100.0, 104.0])  # begin, step, step, end of the validation, step
     monkeypatch.setattr("part4_sft.extras.tensorboard.time.perf_counter", lambda: next(times))
     board = TensorBoard(tmp_path, learning_rate=1e-3)
-    board.step(1, Step(loss=2.0, gradient_norm=1.0, tokens=10))
-    board.epoch({"epoch": 1, "train_loss": 2.0, "validation_loss": 1.5})
-    board.step(2, Step(loss=1.0, gradient_norm=0.5, tokens=80))
+    board.step(1, Step(loss=4.0, gradient_norm=1.5, tokens=10))
+    board.step(2, Step(loss=2.0, gradient_norm=1.0, tokens=10))
+    board.epoch({"epoch": 1, "train_loss": 3.0, "validation_loss": 1.5})
+    board.step(3, Step(loss=1.0, gradient_norm=0.5, tokens=80))
     board.writer.close()
     assert curves(tmp_path) == {
-        "training/loss": {1: 2.0, 2: 1.0},
-        "training/gradient_norm": {1: 1.0, 2: 0.5},
-        "training/learning_rate": {1: pytest.approx(1e-3), 2: pytest.approx(1e-3)},
-        "training/response_tokens_per_second": {1: 5.0, 2: 20.0},
-        "validation/validation_loss": {1: 1.5},
+        "training/loss": {1: 4.0, 2: 2.0, 3: 1.0},
+        "training/gradient_norm": {1: 1.5, 2: 1.0, 3: 0.5},
+        "training/learning_rate": dict.fromkeys((1, 2, 3), pytest.approx(1e-3)),
+        "training/response_tokens_per_second": {1: 5.0, 2: 10.0, 3: 20.0},
+        "validation/validation_loss": {2: 1.5},
     }
 
 
 def test_values_of_an_earlier_run_are_hidden_from_the_step_on_where_this_one_begins(tmp_path: Path) -> None:
-    for steps, loss in ((range(1, 5), 2.0), (range(3, 6), 1.0)):
+    for steps, loss in ((range(1, 6), 2.0), (range(3, 5), 1.0)):
         board = TensorBoard(tmp_path, learning_rate=1e-3)
         for number in steps:
             board.step(number, Step(loss, gradient_norm=1.0, tokens=1))
         board.writer.close()
-    assert curves(tmp_path)["training/loss"] == {1: 2.0, 2: 2.0, 3: 1.0, 4: 1.0, 5: 1.0}
+    assert curves(tmp_path)["training/loss"] == {1: 2.0, 2: 2.0, 3: 1.0, 4: 1.0}
