@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -132,6 +133,8 @@ def test_a_model_pretrained_here_is_read_by_transformers(
     assert their_tokenizer.model_max_length == tiny_model.config.max_positions
     assert theirs.generation_config.eos_token_id == 1 and theirs.generation_config.pad_token_id == 0
     assert load_checkpoint(tmp_path).model.config == tiny_model.config
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}  # older versions of transformers read no other
 
 
 @pytest.fixture
