@@ -13,7 +13,7 @@ import pytest
 
 from part3_pretrain.runtime.cli import UserError
 from part4_sft.dataset import Pair
-from part4_sft.formats import load_pairs, relabel
+from part4_sft.formats import load_pairs, pairs_of_lines, relabel
 
 Entries = list[dict[str, Any]]
 
@@ -220,6 +220,7 @@ BAD_JSON: list[tuple[bytes | str, str]] = [
     (second('"Here."', '{"a": "b"}'), 'pair 2: "response" must be text, not an object'),
     (second("Here.", r"Here \ud83d"), 'pair 2: "response" holds half of a character (a lone surrogate); remove it'),
     (second("Where", r"\udc00"), 'pair 2: "context" holds half of a character'),
+    (second("1}", "2}"), 'pair 2: "high_quality" must be 0 or 1, not 2'),
     (second("1}", "true}"), 'pair 2: "high_quality" must be 0 or 1, not true'),
     (second("1}", "1.0}"), 'pair 2: "high_quality" must be 0 or 1, not 1.0'),
     (second("1}", '"1"}'), 'pair 2: "high_quality" must be 0 or 1, not "1"'),
@@ -284,6 +285,20 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str, content
     with pytest.raises(UserError):
         relabel(path, lambda pair: 1)
     assert path.stat().st_size == len(contents if isinstance(contents, bytes) else contents.encode())
+
+
+def test_lines_out_of_a_large_file_are_read_in_its_layout_and_have_its_numbers() -> None:
+    path, first_line = Path("large.jsonl"), f"\ufeff{GOOD}".encode()
+    pairs = pairs_of_lines(f"{GOOD}\n \n{GOOD}".encode(), 100, 7, first_line, path)
+    assert [pair.place for pair in pairs] == ["large.jsonl, line 7", "large.jsonl, line 9"]
+    for data, complaint in {
+        f"\ufeff{GOOD}".encode(): "is not JSON: line 7, column 1: ",
+        b"\n{\xff": "(byte 102)",
+        TRL.encode(): 'line 7: the key "context" is missing; it has "prompt", "completion" where pair 1 has "context"',
+    }.items():
+        with pytest.raises(UserError) as refused:
+            pairs_of_lines(data, 100, 7, first_line, path)
+        assert complaint in str(refused.value)
 
 
 @pytest.mark.parametrize("text", [second("1}", "0}"), f"{GOOD}\n{GOOD}", chat(USER, ASSISTANT), GOOD_CSV * 2])

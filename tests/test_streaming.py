@@ -102,9 +102,7 @@ def test_a_stream_gives_the_same_examples_and_the_second_run_finds_them(
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"context": "a"}', 'line 150: the key "response" is missing; it has "context" where pair 1 has "context", '),
         ("{", "is not JSON: line 150, column 2"),
-        ('{"context": "a", "response": "a", "high_quality": 2}', 'line 150: "high_quality" must be 0 or 1'),
         (json.dumps({"context": "a", "response": "a " * 600, "high_quality": 1}), "line 150: its response has"),
         ("\udcff", "is not UTF-8 text (byte {offset})"),
     ],

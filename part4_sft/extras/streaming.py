@@ -24,7 +24,6 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from part3_pretrain.corpus import IGNORE_INDEX
@@ -108,7 +107,7 @@ def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) 
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with atomic_folder(cache) as folder:
-            _tokenise(path, _WorkerSettings(path, first_line, *decides, encoder.max_positions), folder)
+            _tokenise(_Job(path, first_line, encoder, train_on), folder)
     distributed.barrier()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
@@ -142,7 +141,7 @@ def _chunks(path: Path) -> Iterator[tuple[bytes, int, int]]:
 # ---------------------------------------------------------------------------------------------------- tokenising
 
 
-def _tokenise(path: Path, settings: _WorkerSettings, folder: Path) -> None:
+def _tokenise(job: _Job, folder: Path) -> None:
     """Fill the folder with the files of a `MappedExamples`, and the number of pairs in counts.json."""
     # macOS does not tell which processors a process may use.
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -153,11 +152,11 @@ def _tokenise(path: Path, settings: _WorkerSettings, folder: Path) -> None:
         (folder / "ends").open("wb") as ends,
         (folder / "prompt_lengths").open("wb") as prompt_lengths,
         # Spawned, not forked: a process that has threads, as one of torchrun's does, cannot be copied safely.
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (settings,)) as pool,
-        tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (job,)) as pool,
+        tqdm(total=job.path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
     ):
         array("q", [0]).tofile(ends)
-        for part in _in_order(pool, _chunks(path), ahead=2 * workers):
+        for part in _in_order(pool, _chunks(job.path), ahead=2 * workers):
             part.ids.tofile(ids)
             part.prompt_lengths.tofile(prompt_lengths)
             array("q", accumulate(part.lengths, initial=tokens))[1:].tofile(ends)
@@ -167,7 +166,7 @@ def _tokenise(path: Path, settings: _WorkerSettings, folder: Path) -> None:
             cut += part.cut
             bar.update(part.size)
     if not examples:
-        raise UserError(f"{path} holds no pair with high_quality 1", "label some, or use --train-on all")
+        raise UserError(f"{job.path} holds no pair with high_quality 1", "label some, or use --train-on all")
     note_cut(cut, examples, "training")
     (folder / "counts.json").write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
 
@@ -191,17 +190,13 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[tuple[bytes, int, int]
 # ---------------------------------------------------------------------------------------------------- in a worker
 
 
-class _WorkerSettings(NamedTuple):
-    """What a worker begins with."""
+class _Job(NamedTuple):
+    """What a worker has to know: the file, its first line that is not blank, and how its pairs are encoded."""
 
     path: Path
     first_line: bytes
-    tokenizer: str
-    eos_id: int
-    template: str
-    max_length: int
+    encoder: PairEncoder
     train_on: str
-    max_positions: int | None
 
 
 class _Part(NamedTuple):
@@ -215,23 +210,20 @@ class _Part(NamedTuple):
     size: int
 
 
-_settings: _WorkerSettings  # of this process, if it is a worker
-_encoder: PairEncoder
+_job: _Job  # of this process, if it is a worker
 
 
-def _prepare_worker(settings: _WorkerSettings) -> None:
-    global _settings, _encoder
+def _prepare_worker(job: _Job) -> None:
+    global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that started this one, and that its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor
-    _settings = settings
-    tokenizer = Tokenizer.from_str(settings.tokenizer)
-    _encoder = PairEncoder(tokenizer, settings.eos_id, settings.template, settings.max_length, settings.max_positions)
+    _job = job
 
 
 def _encode(data: bytes, offset: int, line: int) -> _Part:
-    pairs = pairs_of_lines(data, offset, line, _settings.first_line, _settings.path)
-    examples, cut, too_long = _encoder.encode_what_fits(trainable(pairs, _settings.train_on))
-    _encoder.check_all_fit(too_long)
+    pairs = pairs_of_lines(data, offset, line, _job.first_line, _job.path)
+    examples, cut, too_long = _job.encoder.encode_what_fits(trainable(pairs, _job.train_on))
+    _job.encoder.check_all_fit(too_long)
     return _Part(
         ids=array("i", (token for example in examples for token in example.ids)),
         lengths=array("q", (len(example.ids) for example in examples)),
