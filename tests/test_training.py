@@ -177,6 +177,17 @@ def test_the_loop_takes_every_batch_and_validates_before_and_after_each_epoch(
     assert history.by_epoch[3]["train_loss"] < history.by_epoch[1]["train_loss"] - 0.1
 
 
+def test_steps_are_in_training_mode_after_a_validation_too(tiny_model: Transformer, examples: list[Example]) -> None:
+    model, modes = copy.deepcopy(tiny_model), []
+
+    def validate_and_leave(epoch: int, train_loss: float | None) -> dict[str, Any]:
+        model.eval()
+        return validate(epoch, train_loss)
+
+    train(model, examples, FAST, validate_and_leave, on_step=lambda *step: modes.append(model.training))
+    assert modes == [True] * 6
+
+
 def test_the_loss_of_an_epoch_is_that_of_its_tokens(tiny_model: Transformer, examples: list[Example]) -> None:
     """The last, smaller step counts less: with a learning rate of almost nothing, an epoch measures the model."""
     _, history = trained(tiny_model, examples, replace(FAST, learning_rate=1e-12, epochs=1))
