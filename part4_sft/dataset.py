@@ -37,19 +37,16 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
 
     No (intent, item) combination of the training pairs occurs in another set, and no context occurs twice.
     """
-    rng = Random(seed)
-    seen: set[int] = set()
-    ideal = partial(draw_pairs, write_reply=world.ideal_reply, seen=seen, rng=rng)
-    typical = partial(draw_pairs, write_reply=world.typical_reply, seen=seen, rng=rng)
+    draw = partial(draw_pairs, seen=set(), rng=Random(seed))
     return {
         "sft_dataset": [
-            *ideal(HIGH_QUALITY_PAIRS, held_out_item=False),
-            *typical(TYPICAL_PAIRS, held_out_item=False),
+            *draw(HIGH_QUALITY_PAIRS, world.ideal_reply, held_out_item=False),
+            *draw(TYPICAL_PAIRS, world.typical_reply, held_out_item=False),
         ],
-        "sft_validation": [*ideal(VALIDATION_PAIRS, held_out_item=True)],
-        "sft_test": [*ideal(TEST_PAIRS, held_out_item=True)],
-        "sft_test_unseen_wording": [*ideal(TEST_PAIRS, held_out_item=True, held_out_wording=True)],
-        "sft_test_unseen_phrase": [*ideal(TEST_PAIRS, held_out_item=True, restated_only=True)],
+        "sft_validation": [*draw(VALIDATION_PAIRS, world.ideal_reply, held_out_item=True)],
+        "sft_test": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True)],
+        "sft_test_unseen_wording": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, held_out_wording=True)],
+        "sft_test_unseen_phrase": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, restated_only=True)],
     }
 
 
