@@ -14,6 +14,7 @@ import pytest
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.cli import UserError
 from part4_sft import chat
 from part4_sft.terminal.conversation import Reply, load_speakers, show_side_by_side
 from tests.conftest import Command, FinishedRun, Terminal, assert_refused
@@ -88,6 +89,9 @@ def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
         assert speaker.encoder.template == "Q: {context}"
     for speaker in load_speakers(tiny_checkpoint, path, None, 20, "cpu").values():  # which tells of no settings
         assert (speaker.encoder.template, speaker.encoder.max_length) == ("Customer: {context}\nAgent:", 512)
+    save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": "a converted folder"}))
+    with pytest.raises(UserError, match="does not tell what it was fine-tuned from; name that with --base"):
+        load_speakers(path, None, None, 20, "cpu")
 
 
 def test_mistakes_end_in_one_line(
