@@ -52,9 +52,7 @@ def generate(
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[Generated]:
-    """Continue every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn.
-
-    The model's config says which tokens these are. Any of its `eos_ids` ends a reply.
+    """Continue every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).
 
     Args:
         prompts: ids of each prompt, none empty.
@@ -74,8 +72,8 @@ def generate(
         batch = by_length[start : start + batch_size]
         continuations: list[list[int]] = [[] for _ in batch]
         for step in _decode(model, [prompts[index] for index in batch], sampling, seed):
-            for place, token in step:
-                continuations[place].append(token)
+            for row, token in step:
+                continuations[row].append(token)
         for index, ids in zip(batch, continuations):
             if ids and ids[-1] in model.config.eos_ids:
                 replies[index] = Generated(ids[:-1], stopped=True)
@@ -117,11 +115,9 @@ def _cache_bytes(model: Transformer, length: int) -> int:
 def _decode(
     model: Transformer, prompts: list[list[int]], sampling: Sampling, seed: int | str
 ) -> Iterator[list[tuple[int, int]]]:
-    """Continue a batch of prompts by one token a step, and drop the rows of those that have come to their end.
+    """Yield at each step the next token of every prompt that still goes on, after the prompt's index.
 
-    Yields:
-        At each step, a prompt's place in `prompts` and its next token, for each that still goes on. The last token of
-        a prompt may be an <EOS>.
+    An <EOS> is yielded too, as the last token of its prompt.
     """
     weight = model.embed_tokens.weight
     longest = max(map(len, prompts))
@@ -137,21 +133,21 @@ def _decode(
     mask = _prompt_mask(padding_mask[:, :longest])  # (rows, 1, longest, longest)
     noise = torch.stack([_noise(prompt, sampling.max_new_tokens, seed) for prompt in prompts]).to(weight.device)
 
-    places = list(range(len(prompts)))  # of each row in `prompts`
+    indices = list(range(len(prompts)))  # of the prompts that the rows belong to
     for step in range(sampling.max_new_tokens):
         start, time = caches[0].length, tokens.shape[1]  # the whole prompt at first, then one token
         positions = (columns[start : start + time] - padding).clamp(min=0)  # (rows, time)
         hidden = model(tokens, positions, mask, caches, output_positions=columns[time - 1 : time])[:, 0]
         next_tokens = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)  # (rows,)
         next_ids = next_tokens.tolist()
-        yield list(zip(places, next_ids))
+        yield list(zip(indices, next_ids))
 
         stopped = [token in model.config.eos_ids for token in next_ids]
         if all(stopped):
             return
         if any(stopped):
             order = _rows_that_go_on(stopped)
-            places = [places[row] for row in order]
+            indices = [indices[row] for row in order]
             rows = torch.tensor(order, device=weight.device)
             for cache in caches:
                 cache.keep_rows(rows)

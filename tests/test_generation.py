@@ -23,14 +23,8 @@ WILD = Sampling(1.5, top_k=12, top_p=0.95, max_new_tokens=20)
 def random_model(**config: Any) -> Transformer:
     """Return a model that is sure of itself: replies differ between prompts, and some of them end by themselves."""
     torch.manual_seed(3)
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_layers": 2,
-        "num_kv_heads": 2,
-        "max_positions": POSITIONS,
-    }
-    model = Transformer(ModelConfig(VOCAB, **shape | config)).eval()
+    shape = ModelConfig(VOCAB, 32, 64, num_layers=2, num_kv_heads=2, max_positions=POSITIONS, **config)
+    model = Transformer(shape).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data *= 12
