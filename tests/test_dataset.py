@@ -86,14 +86,14 @@ def test_pairs_are_drawn_one_at_a_time_and_their_contexts_are_new(tmp_path: Path
     def watched() -> Iterator[Pair]:
         for _ in range(2):  # the same pairs, but for their contexts
             for pair in draw_pairs(500, world.ideal_reply, seen, Random(0), held_out_item=False):
-                contexts.append(pair.context)
-                assert len(seen) == len(contexts)
+                drawn.append(pair)
+                assert len(seen) == len(drawn)
                 yield pair
 
-    contexts: list[str] = []
+    drawn: list[Pair] = []
     save_pairs(tmp_path / "pairs.json", watched())
-    assert [pair.context for pair in load_pairs(tmp_path / "pairs.json")] == contexts
-    assert len(set(contexts)) == 1000
+    assert load_pairs(tmp_path / "pairs.json") == drawn
+    assert len({pair.context for pair in drawn}) == 1000
 
 
 @pytest.mark.parametrize(
