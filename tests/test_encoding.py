@@ -30,6 +30,7 @@ def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
     assert example.ids == context + response + [eos]
     assert example.labels == [-100] * len(context) + response + [eos]
     assert encoder.encode_prompt(PAIR.context, 99) == context
+    assert replace(encoder, max_length=9).encode_prompt(PAIR.context, 99) == context[-9:]
     assert encoder.decode([response]) == [PAIR.response]
 
 
@@ -157,6 +158,12 @@ def test_the_encoder_of_a_checkpoint_has_its_tokens_and_positions(for_checkpoint
 def test_control_tokens_in_a_template_are_refused(for_checkpoint: Make, template: str) -> None:
     with pytest.raises(UserError, match=r"^--prompt-template holds <(EOS|PAD)>, but control tokens cannot be written"):
         for_checkpoint(template)
+
+
+def test_words_that_were_added_to_a_tokenizer_may_stand_in_a_template(tiny_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    checkpoint.tokenizer.add_tokens(["Question"])
+    assert PairEncoder.for_checkpoint(checkpoint, "Question: {context}", 512, 128).template == "Question: {context}"
 
 
 def test_a_template_must_leave_room_for_a_context_and_a_reply(for_checkpoint: Make) -> None:
