@@ -76,6 +76,14 @@ def test_options_are_the_fields_of_a_dataclass() -> None:
     assert deciding_options(given) == {"--batch-size": 2, "--rate": 1e-9, "--seed": 2**63 - 1}
 
 
+def test_help_tells_what_an_option_does_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parsed("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Does." in text and "--batch-size BATCH_SIZE pairs in a step (default: 8)" in text
+    assert "--out-dir PATH folder (default: outputs)" in text and text.endswith("example: prog")
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

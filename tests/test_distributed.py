@@ -161,7 +161,7 @@ def test_a_training_that_is_killed_goes_on_in_another_number_of_processes(
     statuses = in_ranks(sft.main, before, arguments, at_step(8), rank=before - 1)
     assert statuses.pop() == -signal.SIGKILL and set(statuses) <= {2}  # none hangs, none ends in a traceback
     assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
-    assert in_ranks(sft.main, after, [*arguments, "--resume"], at_step(9)) == [0] * after  # it takes fewer steps
+    assert in_ranks(sft.main, after, [*arguments, "--resume"], at_step(SMALL_STEPS)) == [0] * after  # of fewer
     assert_same_training(tmp_path, straight)
 
 

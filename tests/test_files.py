@@ -71,7 +71,7 @@ def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:
     check_not_folder(path, tmp_path / "missing")
     with pytest.raises(UserError, match=r"^\S+ is a folder, and a file of that name is to be written; move it or"):
         check_not_folder(path, tmp_path)
-    for folder in (path, path / "folder"):
+    for folder in (path, path / "folder", Path("/proc")):  # where nobody can make a file
         with pytest.raises(UserError, match=r"^cannot write to the folder \S+: .*; choose another$"):
             check_writable(folder)
     check_writable(tmp_path / "a" / "b")
