@@ -130,6 +130,7 @@ def test_a_model_pretrained_here_is_read_by_transformers(
     text = "Customer: my walnut desk (order 48213) is late.\nAgent: I am sorry."
     assert their_tokenizer(text)["input_ids"] == tokenizer.encode(text).ids
     assert (their_tokenizer.eos_token_id, their_tokenizer.pad_token_id) == (1, 0)
+    assert not their_tokenizer.clean_up_tokenization_spaces
     assert their_tokenizer.model_max_length == tiny_model.config.max_positions
     assert theirs.generation_config.eos_token_id == 1 and theirs.generation_config.pad_token_id == 0
     assert load_checkpoint(tmp_path).model.config == tiny_model.config
@@ -171,17 +172,14 @@ def test_what_a_config_may_leave_out(folder: Path) -> None:
     """The same model as with the values written out, which are transformers' defaults."""
     edit(folder / "config.json", rms_norm_eps=1e-6, head_dim=8, tie_word_embeddings=False, rope_parameters=THETA)
     complete = load_config(folder)
-    optional = {
-        "rms_norm_eps": ...,
-        "head_dim": None,
-        "tie_word_embeddings": ...,
-        "hidden_act": ...,
-        "layer_types": ...,
-    }
-    for rope in ({"rope_theta": 500.0}, {"rope_theta": None, "rope_scaling": {"rope_theta": 500.0, "type": "default"}}):
-        edit(folder / "config.json", **optional, rope_parameters=..., **rope)
+    optional = {"rms_norm_eps": ..., "head_dim": None, "tie_word_embeddings": ..., "hidden_act": ...}
+    optional |= {"layer_types": ..., "sliding_window": 16, "use_sliding_window": False}
+    theta, other = {"rope_theta": 500.0}, {"rope_theta": 700.0}
+    ropes = [theta, {**other, "rope_parameters": theta}, {**other, "rope_scaling": theta | {"type": "default"}}]
+    for rope in ropes:
+        edit(folder / "config.json", **optional | {"rope_parameters": ...} | rope)
         assert load_config(folder) == complete
-    edit(folder / "config.json", rope_theta=..., rope_scaling=None)
+    edit(folder / "config.json", rope_theta=None, rope_scaling=None)
     assert load_config(folder).rope_theta == 10_000.0
 
 
