@@ -184,7 +184,7 @@ class PairEncoder:
         for start in range(0, len(pairs), TOKENIZER_BATCH_SIZE):
             batch = pairs[start : start + TOKENIZER_BATCH_SIZE]
             prompts = tokenise([self._fill_template(pair.context, self.max_length) for pair in batch])
-            texts = [(self.space + pair.response)[: self._max_characters + 1] for pair in batch]
+            texts = [(self.space + pair.response)[: self._max_characters] for pair in batch]
             for pair, prompt, response in zip(batch, prompts, tokenise(texts, add_special_tokens=False)):
                 yield pair, prompt.ids, [*response.ids, self.eos_id]
 

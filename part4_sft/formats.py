@@ -192,9 +192,10 @@ def _rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
-    (first, header), *rows = list(_rows(text, path)) or [(1, [])]
-    if not rows:
+    rows = list(_rows(text, path))
+    if len(rows) < 2:  # a header alone
         return []
+    (first, header), *rows = rows
     folded = [re.sub(r"\s+", "_", name.strip().lower()) for name in header]
     names = [ours if ours in KNOWN_KEYS else theirs for ours, theirs in zip(folded, header)]
     if "" in names or len(set(names)) < len(names):
