@@ -226,8 +226,8 @@ class Transformer(nn.Module):
             caches: one for each layer; they hold the tokens before `tokens`, and the new ones are added.
             lengths: of the texts that stand one behind another in `tokens`, which is then a batch of one row; no
                 text attends to another, and there is no padding.
-            output_positions: columns of `tokens` to return, (n,), by default all; the last block's SwiGLU skips the
-                others, which a fine-tuning step gains 2 to 6% by.
+            output_positions: columns of `tokens` to return, (n,), by default all; `o_proj` and SwiGLU of the last
+                block skip the others, which makes a fine-tuning step about 5% faster.
 
         Returns:
             (batch, time, hidden_size), or (batch, n, hidden_size) of the output positions.

@@ -133,6 +133,14 @@ def test_the_seed_and_the_prompt_decide_the_reply(model: Transformer) -> None:
     assert [list(stream(model, prompt, SOFT, seed=2)) for prompt in PROMPTS] == [reply.ids for reply in replies[2]]
 
 
+def test_prompts_have_random_numbers_of_their_own() -> None:
+    indifferent = random_model()
+    for parameter in indifferent.parameters():
+        parameter.data.zero_()  # every token is as likely as any other
+    replies = generate(indifferent, PROMPTS, SOFT)
+    assert len({tuple(reply.ids[:1]) for reply in replies}) > 3
+
+
 def test_settings_are_taken_from_the_options_of_a_command() -> None:
     options = SimpleNamespace(temperature=0.5, top_k=3, top_p=0.8, max_new_tokens=9, seed=4)
     assert Sampling.of(options) == Sampling(temperature=0.5, top_k=3, top_p=0.8, max_new_tokens=9)
