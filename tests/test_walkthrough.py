@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import torch
 
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
@@ -123,7 +124,11 @@ def test_the_reply_is_that_of_the_evaluation(
 ) -> None:
     pair = made["sft_dataset"][499]
     (reply,) = generate_replies(tiny_model, encoder, [pair], Sampling(), "0/0").texts
-    _, printed = sections["8. A reply before fine-tuning"].split("tokens: ")
+    table, printed = sections["8. A reply before fine-tuning"].split("tokens: ")
+    prompt = torch.tensor([encoder.encode_prompt(pair.context, 100)])
+    logits = tiny_model.lm_head(tiny_model(prompt))[0, -1, 1:]  # but for <PAD>, the first
+    likeliest = (logits / Sampling.temperature).softmax(-1).topk(4).values.tolist()
+    assert re.findall(r" (0\.\d{3})\b", table.splitlines()[1]) == [f"{share:.3f}" for share in likeliest]
     told = [*wrapped(reply, 80), in_words(rating_of(pair.context, reply))]
     assert "".join(printed.split()) == "".join("".join(told).split())
 
