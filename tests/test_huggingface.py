@@ -170,10 +170,11 @@ def test_a_padding_token_that_does_not_exist_is_none(folder: Path, pad_id: Any, 
 
 def test_what_a_config_may_leave_out(folder: Path) -> None:
     """The same model as with the values written out, which are transformers' defaults."""
-    edit(folder / "config.json", rms_norm_eps=1e-6, head_dim=8, tie_word_embeddings=False, rope_parameters=THETA)
+    defaults = {"rms_norm_eps": 1e-6, "head_dim": 8, "num_key_value_heads": 6, "tie_word_embeddings": False}
+    edit(folder / "config.json", **defaults, rope_parameters=THETA)
     complete = load_config(folder)
     optional = {"rms_norm_eps": ..., "head_dim": None, "tie_word_embeddings": ..., "hidden_act": ...}
-    optional |= {"layer_types": ..., "sliding_window": 16, "use_sliding_window": False}
+    optional |= {"num_key_value_heads": None, "layer_types": ..., "sliding_window": 16, "use_sliding_window": False}
     theta, other = {"rope_theta": 500.0}, {"rope_theta": 700.0}
     ropes = [theta, {**other, "rope_parameters": theta}, {**other, "rope_scaling": theta | {"type": "default"}}]
     for rope in ropes:
