@@ -122,7 +122,7 @@ def test_batches_hold_every_row_once_and_predict_the_next_token() -> None:
             seen.append(int(row_inputs[0]))
         widths.append(inputs.shape[1])
     assert sorted(seen) == list(range(200))
-    assert IGNORE_INDEX == torch.nn.CrossEntropyLoss().ignore_index
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORE_INDEX
     assert widths != sorted(widths) and len(widths) < 1.2 * sum(map(len, rows)) / 256  # little is padding
 
 
