@@ -75,6 +75,11 @@ def test_the_loss_equals_a_naive_one_over_response_tokens(tiny_model: Transforme
     assert mean_loss(tiny_model, examples, batch_size=4) == pytest.approx(sum(naive) / len(naive), abs=1e-5)
 
 
+def test_a_batch_is_made_on_the_device_of_the_weights(examples: list[Example]) -> None:
+    inputs, targets, _ = collate(examples, torch.device("meta"))
+    assert inputs.is_meta and targets.is_meta
+
+
 def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transformer, examples: list[Example]) -> None:
     """The loss of a batch and its gradient are the sums of those of its examples, each computed alone."""
     together, apart = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
@@ -145,6 +150,10 @@ def test_a_step_is_adam_on_the_mean_loss_of_its_response_tokens(
     torch.testing.assert_close((weights(model) - weights(tiny_model))[clear], moved[clear], atol=1e-5, rtol=0)
     assert clear.float().mean() > 0.5
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_first_token_of_a_response_counts_behind_a_prompt_of_one(tiny_model: Transformer) -> None:
+    assert one_step(tiny_model, [Example([5, 6, 1], [-100, 6, 1])], 1)[1].tokens == 2
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tiny_model: Transformer, examples: list[Example]) -> None:
