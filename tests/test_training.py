@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime import distributed
@@ -95,10 +96,13 @@ def test_examples_one_behind_another_do_not_see_each_other(tiny_model: Transform
 def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient(
     tiny_model: Transformer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    chunks = []
-    checkpoint = training.checkpoint
-    monkeypatch.setattr(training, "checkpoint", lambda *args, **kwargs: chunks.append(0) or checkpoint(*args, **kwargs))
+    found, chunks = [], []
+
+    def counted(function: Any, *chunk: torch.Tensor, **settings: Any) -> Any:
+        chunks.append(chunk)
+        return checkpoint(function, *chunk, **settings)
+
+    monkeypatch.setattr(training, "checkpoint", counted)
     for rows in (10**6, 50):
         monkeypatch.setattr(training, "LOGITS_PER_CHUNK", rows * tiny_model.config.vocab_size)
         model = copy.deepcopy(tiny_model)

@@ -86,7 +86,7 @@ def test_one_thread_is_two_and_another_batch_size_is_another_trajectory(trajecto
         torch.set_num_threads(count)
         by_threads.append(trajectory(*FAST))
     torch.set_num_threads(threads)
-    assert_close(*by_threads, 1e-5)
+    assert_close(by_threads[0], by_threads[1], 1e-5)
     with pytest.raises(AssertionError):
         assert_close(trajectory(*FAST, "--batch-size", "4")[:10], by_threads[0], 1e-5)
 
