@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,12 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with its tokenizer.
-
-    `made_by` tells how the weights came about, in plain values, such as the settings of the run. `hugging_face` holds
-    the settings files of the Hugging Face folder that the model came from, by name, so that it can go back there.
-    """
+    """A model with its tokenizer."""
 
     model: Transformer
     tokenizer: Tokenizer
-    made_by: dict[str, Any]
-    hugging_face: dict[str, Any] = field(default_factory=dict)
+    made_by: dict[str, Any]  # how the weights came about, in plain values, such as the settings of the run
+    hugging_face: dict[str, Any] = field(default_factory=dict)  # settings files of the folder it came from, by name
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -51,58 +48,35 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
     """Read a checkpoint or a Hugging Face folder; no code in it is run, and weights are in memory once.
 
-    Args:
-        dtype: number format of the weights; None keeps that of the file.
-
-    Raises:
-        UserError: the file is missing, damaged, not a checkpoint, or its parts do not fit together.
+    `dtype` is the number format of the weights; None keeps that of the file. Raise UserError where the file is
+    missing, damaged, not a checkpoint, or its parts do not fit together.
     """
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # a name that is too long, or a folder that may not be entered
-        raise cannot_read(path, error) from error
-    if is_folder:
+    if os.path.isdir(path):  # unlike Path.is_dir, it never raises: why a path cannot be read is told below
         model, tokenizer, settings = read_folder(path, dtype)
         return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
-    if not is_file:
-        raise UserError(
-            f"there is no file {path}",
-            "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt",
-        )
-    contents = _read_contents(path)
     try:
-        return _from_contents(contents, path.stat().st_size, dtype)
+        contents = safe_load(path, mmap=True)
+        file_format = repr(contents["format"])  # as text, since a hostile file may hold a tensor there
+    except FileNotFoundError as error:
+        cure = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
+        raise UserError(f"there is no file {path}", cure) from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except Exception as error:  # torch and zipfile raise many kinds
+        cause = f"{path} is damaged or not a checkpoint ({first_line(error)})"
+        raise UserError(cause, "make it anew or name another") from error
+    if file_format != repr(FORMAT):
+        cause = f"{path} has format {file_format:.20}, this version reads {FORMAT}"
+        raise UserError(cause, "make it anew, or use the version that it was made with")
+    try:
+        weights = contents["weights"]
+        if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:
+            raise ValueError("its tensors claim to hold more numbers than the file does")
+        model = model_from_tensors(ModelConfig(**contents["model_config"]), weights.items(), dtype)
+        tokenizer = load_tokenizer(contents["tokenizer"])
+        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
+        return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))
     except KeyError as error:
         raise UserError(f"{path} holds no {error}", "make it anew or name another") from error
     except Exception as error:  # the tokenizers library raises Exception itself
         raise UserError(f"{path} cannot be used: {first_line(error)}", "make it anew or name another") from error
-
-
-def _read_contents(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote. Raise UserError where it is damaged or of another format."""
-    try:
-        contents = safe_load(path, mmap=True)
-        file_format = repr(contents["format"])  # as text, since a hostile file may hold a tensor there
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except Exception as error:  # torch and zipfile raise many kinds
-        raise UserError(
-            f"{path} is damaged or not a checkpoint ({first_line(error)})", "make it anew or name another"
-        ) from error
-    if file_format != repr(FORMAT):
-        raise UserError(
-            f"{path} has format {file_format:.20}, this version reads {FORMAT}",
-            "make it anew, or use the version that it was made with",
-        )
-    return contents
-
-
-def _from_contents(contents: dict[str, Any], file_size: int, dtype: torch.dtype | None) -> Checkpoint:
-    """Put the parts of a file of `file_size` bytes together. Raise Exception, of many kinds, where they do not fit."""
-    weights = contents["weights"]
-    if sum(tensor.nbytes for tensor in weights.values()) > file_size:
-        raise ValueError("its tensors claim to hold more numbers than the file does")
-    model = model_from_tensors(ModelConfig(**contents["model_config"]), weights.items(), dtype)
-    tokenizer = load_tokenizer(contents["tokenizer"])
-    check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
-    return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))

@@ -14,15 +14,10 @@ from part3_pretrain.model import ModelConfig, Transformer
 def model_from_tensors(
     config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None
 ) -> Transformer:
-    """Return a model whose weights are copies of the tensors.
+    """Return a model whose weights are copies of the tensors, in the format `dtype`; None keeps that of the tensors.
 
-    Args:
-        tensors: by the names of `Transformer.named_parameters`; tied output embeddings may be given once more.
-        dtype: number format of the weights; None keeps that of the tensors.
-
-    Raises:
-        ValueError: a tensor is missing, surplus, of another shape or not of floating-point numbers, or one of
-            its numbers is NaN or infinite.
+    They have the names of `Transformer.named_parameters`; tied output embeddings may be given once more. Raise
+    ValueError where one is missing, surplus, of another shape, not of floating-point numbers, or not finite.
     """
     with torch.device("meta"):  # no memory for weights that would be overwritten
         model = Transformer(config)
@@ -34,11 +29,9 @@ def model_from_tensors(
             continue
         if name not in missing:
             raise ValueError(f"the tensor {name} is surplus: the config has no place for it")
-        shape = missing.pop(name)
-        if tensor.shape != shape:
-            raise ValueError(
-                f"the tensor {name} has the shape {list(tensor.shape)}; by the config it must be {list(shape)}"
-            )
+        shape, expected = list(tensor.shape), list(missing.pop(name))
+        if shape != expected:
+            raise ValueError(f"the tensor {name} has the shape {shape}; by the config it must be {expected}")
         if not tensor.is_floating_point():
             raise ValueError(f"the tensor {name} holds {tensor.dtype}; quantised weights are not supported")
         weight = tensor.to(dtype or tensor.dtype, copy=True)

@@ -1,7 +1,4 @@
-"""Translate between `ModelConfig` and `config.json` with its companions, in both directions.
-
-What this package's Transformer cannot compute as a model's authors meant it is refused by name, never approximated.
-"""
+"""Translate between `ModelConfig` and `config.json` with its companions; what cannot be computed here is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +45,13 @@ def from_hugging_face(settings: Settings, tokenizer: Tokenizer) -> ModelConfig:
         if config.get(key, supported[0]) not in supported:
             raise ValueError(f"config.json asks for {key} = {json.dumps(config[key])[:60]}, which is not supported")
     sizes: dict[str, Any] = {field: _size(config, key) for field, key in SIZE_KEYS.items()}
-    _check_full_attention(config, sizes["max_positions"])
+    window = config.get("sliding_window", 4096 if family == "mistral" else None)  # the defaults of transformers
+    in_use = window is not None and (family == "mistral" or config.get("use_sliding_window"))
+    if in_use and window < sizes["max_positions"]:  # one as long as any text is none
+        raise ValueError(f"it attends to a sliding window (sliding_window = {window}), which is not supported")
+    other_layers = set(config.get("layer_types") or []) - {"full_attention"}
+    if other_layers:
+        raise ValueError(f"config.json asks for layer_types = {min(other_layers)}, which is not supported")
     sizes["num_kv_heads"] = _size(config, "num_key_value_heads", default=sizes["num_heads"])
     usual_head_dim = 128 if family == "qwen3" else sizes["hidden_size"] // sizes["num_heads"]
     sizes["head_dim"] = _size(config, "head_dim", default=usual_head_dim)
@@ -56,25 +59,17 @@ def from_hugging_face(settings: Settings, tokenizer: Tokenizer) -> ModelConfig:
     pad_id = config.get("pad_token_id")
     if pad_id not in range(sizes["vocab_size"]) or pad_id in eos_ids:  # where <PAD> is <EOS>, it must be drawn
         pad_id = None
+    norm_eps = _positive_number(config, "rms_norm_eps", default=1e-6)
+    tied = bool(config.get("tie_word_embeddings", False))
     return ModelConfig(
-        family=family,
-        **sizes,
-        norm_eps=_positive_number(config, "rms_norm_eps", default=1e-6),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        **_rope(config),
+        family=family, **sizes, norm_eps=norm_eps, tie_embeddings=tied, eos_ids=eos_ids, pad_id=pad_id, **_rope(config)
     )
 
 
 def to_hugging_face(config: ModelConfig, tokenizer: Tokenizer) -> Settings:
     """Return the settings files of a model that was pretrained here."""
-    eos_id, *others = config.eos_ids
-    control_ids = {
-        "bos_token_id": None,
-        "eos_token_id": [eos_id, *others] if others else eos_id,
-        "pad_token_id": config.pad_id,
-    }
+    eos_ids = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids)
+    control_ids = {"bos_token_id": None, "eos_token_id": eos_ids, "pad_token_id": config.pad_id}
     return {
         "config.json": {
             "architectures": ["LlamaForCausalLM"],
@@ -93,7 +88,7 @@ def to_hugging_face(config: ModelConfig, tokenizer: Tokenizer) -> Settings:
         "generation_config.json": control_ids,
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": tokenizer.id_to_token(eos_id),
+            "eos_token": tokenizer.id_to_token(config.eos_ids[0]),
             "pad_token": None if config.pad_id is None else tokenizer.id_to_token(config.pad_id),
             "model_max_length": config.max_positions,
             "clean_up_tokenization_spaces": False,
@@ -114,18 +109,6 @@ def _positive_number(table: dict[str, Any], key: str, default: float | None = No
     if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"config.json must give {key} as a number above 0, not {json.dumps(value)[:60]}")
     return float(value)
-
-
-def _check_full_attention(config: dict[str, Any], max_positions: int) -> None:
-    """Raise ValueError where a token does not see all tokens before it; a window as long as any text is no window."""
-    is_mistral = config["model_type"] == "mistral"
-    window = config.get("sliding_window", 4096 if is_mistral else None)  # the defaults of transformers
-    in_use = is_mistral or config.get("use_sliding_window")
-    if in_use and window is not None and window < max_positions:
-        raise ValueError(f"it attends to a sliding window (sliding_window = {window}), which is not supported")
-    other_kinds = set(config.get("layer_types") or []) - {"full_attention"}
-    if other_kinds:
-        raise ValueError(f"config.json asks for layer_types = {min(other_kinds)}, which is not supported")
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:

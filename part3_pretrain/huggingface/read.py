@@ -19,31 +19,27 @@ from part3_pretrain.runtime.files import cannot_read
 from part3_pretrain.tokenizer import check_tokenizer, load_tokenizer
 from part3_pretrain.weights import model_from_tensors
 
-SETTINGS_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+SETTINGS_FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 MAX_TEXT_BYTES = 64 * 2**20  # enough for a vocabulary of a million entries
 
 
 def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, Tokenizer, Settings]:
-    """Read a model of one of the `FAMILIES`, one tensor at a time.
+    """Read a model, one tensor at a time, its tokenizer, and the settings files, which `write_folder` writes back.
 
-    Args:
-        dtype: number format of the weights; None keeps that of the file.
-
-    Returns:
-        The model, its tokenizer, and the folder's settings files, which `write_folder` writes as they are.
-
-    Raises:
-        UserError: a file is missing or damaged, or asks for something that cannot be computed here.
+    `dtype` is the number format of the weights; None keeps that of the file. Raise UserError where a file is missing
+    or damaged, or asks for something that cannot be computed here.
     """
-    names = [name for name in SETTINGS_FILES if name == "config.json" or (folder / name).exists()]
+    names = ["config.json", *(name for name in SETTINGS_FILES if (folder / name).exists())]
     settings = {name: _read_settings(folder / name) for name in names}
-    tokenizer = _read_tokenizer(folder)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        cure = "save the tokenizer with transformers' fast tokenizer first"
+        raise UserError(f"{folder} holds no tokenizer.json", cure)
+    text = _read_text(path)
+    try:
+        tokenizer = load_tokenizer(text)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise UserError(f"{path} is damaged or not a tokenizer ({first_line(error)})", "copy it anew") from error
     try:
         config = from_hugging_face(settings, tokenizer)
         check_tokenizer(tokenizer, config.vocab_size, config.eos_ids[0])
@@ -51,27 +47,18 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
     except ValueError as error:
         raise UserError(f"{folder} cannot be used: {first_line(error)}") from error
     except (AttributeError, KeyError, TypeError, OverflowError, RuntimeError) as error:  # a text instead of a table ...
-        raise UserError(
-            f"{folder} cannot be used: a value in its JSON files is of the wrong kind ({first_line(error)})"
-        ) from error
-
-
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(
-            f"{folder} holds no tokenizer.json", "save the tokenizer with transformers' fast tokenizer first"
-        )
-    text = _read_text(path)
-    try:
-        return load_tokenizer(text)
-    except Exception as error:  # the tokenizers library raises Exception itself
-        raise UserError(f"{path} is damaged or not a tokenizer ({first_line(error)})", "copy it anew") from error
+        cause = f"{folder} cannot be used: a value in its JSON files is of the wrong kind ({first_line(error)})"
+        raise UserError(cause) from error
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield name, as `Transformer` has it, and value of every tensor, each read when its turn comes."""
-    for name in _tensor_files(folder):
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(_read_settings(index).get("weight_map", {}).values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError(f"{index.name} must name the files of this folder that hold the tensors")
+    for name in names:
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{name} is missing; weights in other formats have to be saved as safetensors first")
@@ -84,17 +71,6 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise cannot_read(path, error) from error
         except SafetensorError as error:
             raise ValueError(f"{name} is damaged or not a safetensors file ({first_line(error)})") from error
-
-
-def _tensor_files(folder: Path) -> list[str]:
-    """Return the names of the files that hold the weights: one, or those that an index lists."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return ["model.safetensors"]
-    names = sorted(set(_read_settings(index).get("weight_map", {}).values()))
-    if not names or any(Path(name).name != name for name in names):
-        raise ValueError(f"{index.name} must name the files of this folder that hold the tensors")
-    return names
 
 
 def _read_settings(path: Path) -> Any:

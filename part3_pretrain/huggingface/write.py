@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
 from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.huggingface.config import Settings, as_list, to_hugging_face
-from part3_pretrain.huggingface.model_card import model_card
-from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.cli import UserError, unescape
 from part3_pretrain.runtime.files import atomic_folder
+
+CARD_SETTINGS = ("epochs", "learning_rate", "batch_size", "lora_rank", "dtype", "seed")  # of a fine-tuning
+CARD_WORDS = {  # for settings and measures whose names are not words
+    "lora_rank": "LoRA rank (0: all weights trained)",
+    "dtype": "number format of the weights",
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+    "distinct_2": "distinct-2",
+}
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the whole folder, model card included, or nothing.
-
-    Raises:
-        UserError: the folder is there already and not empty, or cannot be written to.
-    """
+    """Write the whole folder, model card included, or nothing. Raise UserError where it is not empty or writable."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already", "name a new folder, so that no file of another model stays in it")
     files = _settings(checkpoint)
@@ -38,16 +44,53 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _settings(checkpoint: Checkpoint) -> Settings:
-    """Return the settings files that the model came with, and made ones for those that it lacks.
-
-    They are made to tell the number format and the end-of-text token as they are now.
-    """
+    """Return the settings files that the model came with, or made ones, with today's number format and <EOS>."""
     model = checkpoint.model
-    settings = to_hugging_face(model.config, checkpoint.tokenizer) | checkpoint.hugging_face
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    settings["config.json"] = {**settings["config.json"], "torch_dtype": dtype}
+    settings = to_hugging_face(model.config, checkpoint.tokenizer) | deepcopy(checkpoint.hugging_face)
+    settings["config.json"]["torch_dtype"] = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     settings["config.json"].pop("dtype", None)  # the newer name of the same, which older readers do not know
     for name in ("config.json", "generation_config.json"):
         if model.config.eos_ids[0] not in as_list(settings[name].get("eos_token_id")):  # else replies would not end
-            settings[name] = {**settings[name], "eos_token_id": list(model.config.eos_ids)}
+            settings[name]["eos_token_id"] = list(model.config.eos_ids)
     return settings
+
+
+def model_card(name: str, checkpoint: Checkpoint) -> str:
+    """Return Markdown with the header that the Hugging Face hub reads: how the model was made, and what it scored."""
+    made_by = checkpoint.made_by
+    if "results" in made_by:
+        history = _fine_tuning(made_by)
+    elif made_by.keys() == {"from"}:
+        history = [f"Converted from `{Path(made_by['from']).name}`, which does not tell how it was made."]
+    else:
+        history = ["Not fine-tuned by `part4_sft`. How it was made:", _bullets(made_by)]
+    header = "---\npipeline_tag: text-generation\nlibrary_name: transformers\n---"
+    family, size = checkpoint.model.config.family, sum(weight.numel() for weight in checkpoint.model.parameters())
+    about = f"A causal language model of the {family} family with {size:,} parameters."
+    return "\n\n".join([header, f"# {name}", about, *history]) + "\n"
+
+
+def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
+    """Return the card's paragraphs about a run of `part4_sft`."""
+    settings, data, results = made_by["settings"], made_by["dataset"], made_by["results"]
+    data_file = Path(settings["data"]).name if settings["data"] else "synthetic retail support"
+    table = [["measure", *results], ["---"] * (1 + len(results))]
+    for measure in results["sft"]:
+        table.append([_words(measure), *(f"{scores[measure]:.4f}" for scores in results.values())])
+    return [
+        f"Fine-tuned by `part4_sft` from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
+        f"pairs ({data_file}), with the loss on the response alone.",
+        f"## Prompt\n\n```\n{unescape(settings['prompt_template'])}\n```",
+        "The response begins with a space and ends with the end-of-text token.",
+        f"## Settings\n\n{_bullets({_words(name): settings[name] for name in CARD_SETTINGS})}",
+        f"## Results\n\nReplies to {data['sft_test']} held-out contexts, at temperature {settings['temperature']:g}:",
+        "\n".join(f"| {' | '.join(row)} |" for row in table),
+    ]
+
+
+def _words(name: str) -> str:
+    return CARD_WORDS.get(name, name.replace("_", " "))
+
+
+def _bullets(facts: dict[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

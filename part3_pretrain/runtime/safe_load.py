@@ -12,12 +12,8 @@ import torch
 def safe_load(path: Path, mmap: bool = False) -> Any:
     """Read a file that `torch.save` wrote, onto the CPU, and run no code in it.
 
-    Args:
-        mmap: leave tensors on the disk until they are used.
-
-    Raises:
-        OSError: the file cannot be read.
-        Exception: of many kinds, where it is damaged, compressed, or holds more than tensors and plain values.
+    `mmap` leaves tensors on the disk until they are used. Raise OSError where the file cannot be read, and Exceptions
+    of many kinds where it is damaged, compressed, or holds more than tensors and plain values.
     """
     with zipfile.ZipFile(path) as archive:
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
