@@ -48,12 +48,11 @@ def main() -> None:
         example='python -m part4_sft.chat --context "The tiered planter has a large crack."',
     )
     from part4_sft.generation import Sampling  # only now, for torch takes seconds to import
-    from part4_sft.terminal.conversation import converse, load_speakers
-    from part4_sft.terminal.messages import read_messages
+    from part4_sft.terminal.conversation import converse, load_models, read_messages
 
-    speakers = load_speakers(config.model, config.base, config.prompt_template, config.max_new_tokens, config.device)
+    models = load_models(config.model, config.base, config.prompt_template, config.max_new_tokens, config.device)
     contexts = read_messages() if config.context is None else [config.context]
-    converse(speakers, contexts, Sampling.of(config), config.seed, config.json)
+    converse(models, contexts, Sampling.of(config), config.seed, config.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """A blind test: python -m part4_sft.compare
 
-Shows two replies to a context that neither model had seen, A and B, and does not say which model wrote which. A person
-says which is better; every key goes into a journal beside the replies, FILE.NAME.jsonl. In the end it tells how often
-the fine-tuned model won, and how sure that is.
+A person does not see which model wrote which reply. Every key goes into a journal beside the replies, FILE.NAME.jsonl.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ from statistics import NormalDist
 from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
 from part4_sft.terminal.interview import Item, annotator, interview, journal_of, journals, login_name, replay
 
-DEFAULT_FILE = Path("outputs/replies.json")
 CHOICES = {"a": "A is better", "b": "B is better", "t": "a tie"}
 MODELS = ("pretrained", "sft")
-Votes = Counter[str]  # how many each of the models got, and how many are a "tie"
+Questions = dict[Item, dict[str, str]]  # what is asked, and which of the models, or "tie", each key votes for
 
 
 def main() -> None:
@@ -31,26 +28,29 @@ def main() -> None:
         epilog="example: python -m part4_sft.compare outputs/replies.json --annotator anna",
     )
     text = "replies of both models, as python -m part4_sft.sft writes them (default: %(default)s)"
-    parser.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE, metavar="FILE", help=text)
-    parser.add_argument("--annotator", type=annotator, default=login_name(), help="whose votes (default: %(default)s)")
+    parser.add_argument("file", type=Path, nargs="?", default=Path("outputs/replies.json"), metavar="FILE", help=text)
+    parser.add_argument("--annotator", type=annotator, default=login_name(), help="who votes (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="ask nothing, only tell what the votes have come to")
     arguments = parser.parse_args()
     path = arguments.file
     questions = load_questions(path)
+    count = f"{len(questions):,}"
     if not arguments.report:
         title = f"Which reply is better? {path.name}, {arguments.annotator}"
         journal = journal_of(path, arguments.annotator)
-        interview(
-            list(questions), journal, CHOICES, title, lambda given: f"{len(given):,} of {len(questions):,} compared"
-        )
-    print(summary(path, {name: count_votes(questions, journal) for name, journal in journals(path).items()}))
+        interview(list(questions), journal, CHOICES, title, lambda given: f"{len(given):,} of {count} compared")
+    votes = [(name, count_votes(questions, journal)) for name, journal in journals(path).items()]
+    votes = [(name, counts) for name, counts in votes if counts]
+    if len(votes) > 1:
+        votes.append(("all", sum((counts for _, counts in votes), Counter())))
+    print("\n".join(summary(name, counts) for name, counts in votes) or f"nobody has voted on {path} yet")
 
 
-def load_questions(path: Path) -> dict[Item, dict[str, str]]:
-    """Read what to ask about a file of replies, and which model each key votes for.
+def load_questions(path: Path) -> Questions:
+    """Read what to ask about a file of replies; the same file gives the same questions.
 
-    The same file gives the same questions. Replies that are the same need no vote. Raises UserError where the file
-    cannot be read or holds no replies of two models.
+    Replies that are the same need no vote. Raises UserError where the file cannot be read or holds no replies of two
+    models.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -58,50 +58,35 @@ def load_questions(path: Path) -> dict[Item, dict[str, str]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", "python -m part4_sft.sft writes it") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"{path} does not hold replies as python -m part4_sft.sft writes them", "name another"
-        ) from error
+        cause = f"{path} does not hold replies as python -m part4_sft.sft writes them"
+        raise UserError(cause, "name another") from error
     questions = {}
     for context, *replies in texts:
-        if len(set(replies)) == 1:
-            continue
-        reply_of = dict(zip(MODELS, replies))
-        first, second = Random(repr((context, replies))).sample(MODELS, 2)
-        item = Item((("Customer", context), ("A", reply_of[first]), ("B", reply_of[second])))
-        questions[item] = {"a": first, "b": second, "t": "tie"}
+        if len(set(replies)) > 1:
+            (first, a), (second, b) = Random(repr((context, replies))).sample([*zip(MODELS, replies)], 2)
+            questions[Item((("Customer", context), ("A", a), ("B", b)))] = {"a": first, "b": second, "t": "tie"}
     if not questions:
         raise UserError(f"{path} holds no context to which the models reply differently", "there is nothing to compare")
     return questions
 
 
-def count_votes(questions: dict[Item, dict[str, str]], journal: Path) -> Votes:
+def count_votes(questions: Questions, journal: Path) -> Counter[str]:
     """Count what the keys in a journal have come to. Raises UserError where it cannot be read."""
     model_by_key = {item.id: keys for item, keys in questions.items()}
     given = replay(list(questions), journal, CHOICES).given
     return Counter(model_by_key[id][key] for id, key in given.items())
 
 
-def wilson_interval(wins: int, votes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the confidence interval of a share of votes; right for few votes and near 0 and 1 too (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+def wilson_interval(wins: int, votes: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of a share of votes; right for few and near 0 and 1 too (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.975)
     centre = (wins + z * z / 2) / (votes + z * z)
     half = z / (votes + z * z) * (wins * (votes - wins) / votes + z * z / 4) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def summary(path: Path, votes_by_annotator: dict[str, Votes]) -> str:
-    """Tell of each annotator's votes on the file, and of all of them together."""
-    voted = {name: votes for name, votes in votes_by_annotator.items() if votes}
-    if not voted:
-        return f"nobody has voted on {path} yet"
-    lines = [_result(name, votes) for name, votes in voted.items()]
-    if len(voted) > 1:
-        lines.append(_result("all", sum(voted.values(), Counter())))
-    return "\n".join(lines)
-
-
-def _result(name: str, votes: Votes) -> str:
-    """Tell of some votes in one line."""
+def summary(name: str, votes: Counter[str]) -> str:
+    """Tell in one line of an annotator's votes, of which there is at least one."""
     wins, decided = votes["sft"], votes["sft"] + votes["pretrained"]
     if not decided:
         return f"{name}: {votes['tie']} ties and nothing else"

@@ -1,8 +1,6 @@
 """A person rates replies from the keyboard: python -m part4_sft.label FILE
 
-Shows one pair at a time and takes a rating from 1 to 5. Every key goes into a journal beside the file,
-FILE.NAME.jsonl; at the end the ratings are put into the file: "high_quality" becomes 1 where the mean of the
-annotators' ratings is 4 or more. Of two or more annotators it tells how well they agree.
+Every key goes into a journal beside the file, FILE.NAME.jsonl; at the end the ratings are put into the file.
 """
 
 from __future__ import annotations
@@ -24,9 +22,7 @@ def main() -> None:
         epilog="example: python -m part4_sft.label outputs/sft_dataset.json --annotator anna",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON, JSONL or CSV file of pairs")
-    parser.add_argument(
-        "--annotator", type=annotator, default=login_name(), help="whose ratings (default: %(default)s)"
-    )
+    parser.add_argument("--annotator", type=annotator, default=login_name(), help="who rates (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="rate nothing, only tell how well annotators agree")
     arguments = parser.parse_args()
     from part4_sft.terminal import ratings  # only now, for it needs packages, and --help should not

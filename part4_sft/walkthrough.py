@@ -1,8 +1,4 @@
-"""One pair followed from JSON to gradient to reply, with the real arrays: python -m part4_sft.walkthrough
-
-Calls the functions that fine-tuning and evaluation call, and prints what comes out. docs/walkthrough.md explains it,
-section by section.
-"""
+"""One pair followed from JSON to gradient to reply, as docs/walkthrough.md explains: python -m part4_sft.walkthrough"""
 
 from __future__ import annotations
 
@@ -20,10 +16,7 @@ class WalkthroughConfig:
 
     checkpoint: Path = option(DEFAULT_CHECKPOINT, "the pretrained model; sft_model.pt beside it replies too", **PATH)
     pair: int = option(
-        14,
-        "which of the training pairs",
-        allowed=f"1 to {HIGH_QUALITY_PAIRS}",
-        is_valid=lambda pair: 1 <= pair <= HIGH_QUALITY_PAIRS,
+        14, "which of the training pairs", f"1 to {HIGH_QUALITY_PAIRS}", lambda pair: 1 <= pair <= HIGH_QUALITY_PAIRS
     )
     seed: int = same_as(SFTConfig, "seed")
 

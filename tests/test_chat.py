@@ -16,7 +16,7 @@ from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
 from part4_sft import chat
-from part4_sft.terminal.conversation import Reply, load_speakers, show_side_by_side
+from part4_sft.terminal.conversation import load_models, show_side_by_side
 from tests.conftest import Command, FinishedRun, Terminal, assert_refused
 
 CONTEXT = "The tiered planter has a large crack (order 48213)."
@@ -83,15 +83,15 @@ def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
     path = tmp_path / "sft_model.pt"
     settings = {"prompt_template": r"Question: {context}\nAnswer:", "max_length": 40}
     save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": str(tiny_checkpoint), "settings": settings}))
-    for speaker in load_speakers(path, None, None, 20, "cpu").values():
-        assert (speaker.encoder.template, speaker.encoder.max_length) == ("Question: {context}\nAnswer:", 40)
-    for speaker in load_speakers(path, path, "Q: {context}", 20, "cpu").values():
-        assert speaker.encoder.template == "Q: {context}"
-    for speaker in load_speakers(tiny_checkpoint, path, None, 20, "cpu").values():  # which tells of no settings
-        assert (speaker.encoder.template, speaker.encoder.max_length) == ("Customer: {context}\nAgent:", 512)
+    for _, encoder in load_models(path, None, None, 20, "cpu").values():
+        assert (encoder.template, encoder.max_length) == ("Question: {context}\nAnswer:", 40)
+    for _, encoder in load_models(path, path, "Q: {context}", 20, "cpu").values():
+        assert encoder.template == "Q: {context}"
+    for _, encoder in load_models(tiny_checkpoint, path, None, 20, "cpu").values():  # which tells of no settings
+        assert (encoder.template, encoder.max_length) == ("Customer: {context}\nAgent:", 512)
     save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": "a converted folder"}))
     with pytest.raises(UserError, match="does not tell what it was fine-tuned from; name that with --base"):
-        load_speakers(path, None, None, 20, "cpu")
+        load_models(path, None, None, 20, "cpu")
 
 
 def test_mistakes_end_in_one_line(
@@ -117,8 +117,8 @@ def test_mistakes_end_in_one_line(
 
 def test_replies_grow_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"word{number}" for number in range(200)]  # in a column of 37, more lines than the screen has
-    growing = [Reply(" ".join(words[:count]), stopped=False) for count in range(0, 201, 20)]
-    show_side_by_side(CONTEXT, {"pretrained": iter(growing), "sft": iter([Reply("I am sorry.", stopped=True)])})
+    growing = [(" ".join(words[:count]), False) for count in range(0, 201, 20)]
+    show_side_by_side(CONTEXT, {"pretrained": iter(growing), "sft": iter([("I am sorry.", True)])})
     screen = pyte.HistoryScreen(80, 24, history=1000)
     screen.set_mode(pyte.modes.LNM)  # a new line begins at the left, as terminals make it
     frames = capsys.readouterr().out.split("\r")

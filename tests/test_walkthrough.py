@@ -21,7 +21,7 @@ from part4_sft.dataset import Pair
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import generate_replies
 from part4_sft.generation import Sampling
-from part4_sft.terminal.conversation import in_words, rating_of
+from part4_sft.terminal.conversation import rating_in_words
 from part4_sft.terminal.one_pair import follow
 from part4_sft.terminal.screen import wrapped
 from part4_sft.training import mean_loss, train
@@ -129,7 +129,7 @@ def test_the_reply_is_that_of_the_evaluation(
     logits = tiny_model.lm_head(tiny_model(prompt))[0, -1, 1:]  # but for <PAD>, the first
     likeliest = (logits / Sampling.temperature).softmax(-1).topk(4).values.tolist()
     assert re.findall(r" (0\.\d{3})\b", table.splitlines()[1]) == [f"{share:.3f}" for share in likeliest]
-    told = [*wrapped(reply, 80), in_words(rating_of(pair.context, reply))]
+    told = [*wrapped(reply, 80), rating_in_words(pair.context, reply)]
     assert "".join(printed.split()) == "".join("".join(told).split())
 
 

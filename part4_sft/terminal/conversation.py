@@ -7,10 +7,11 @@ Each message is answered by itself, as contexts are in training. Asked for the f
 from __future__ import annotations
 
 import json
+import readline
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from shutil import get_terminal_size
@@ -18,117 +19,89 @@ from typing import Any
 
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.model import Transformer
-from part3_pretrain.retail.rubric import Rating, rate, recognise
+from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.device import choose_device
 from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling, longest_prompt, stream
-from part4_sft.terminal.screen import BOLD, styled, wrapped
+from part4_sft.terminal.screen import BOLD, DIM, styled, wrapped
 
 NAMES = {"pretrained": "pretrained", "sft": "fine-tuned"}  # as they are shown
 GAP = "   "  # between columns
+Models = dict[str, tuple[Transformer, PairEncoder]]  # each with how it reads texts
+Reply = tuple[str, bool]  # what a model has written so far, and whether it came to its end by itself
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a model has written so far, and whether it came to its end by itself."""
+def load_models(path: Path, base: Path | None, template: str | None, max_new_tokens: int, device_name: str) -> Models:
+    """Read the pretrained model at `base` and the fine-tuned one at `path`, and move them to the device.
 
-    text: str
-    stopped: bool
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A model, and how it reads texts."""
-
-    model: Transformer
-    encoder: PairEncoder
-
-    def stream_reply(self, context: str, sampling: Sampling, seed: str) -> Iterator[Reply]:
-        """Yield the reply so far after every token, and the whole reply last."""
-        ids: list[int] = []
-        reply = Reply("", stopped=False)
-        prompt = self.encoder.encode_prompt(context, longest_prompt(self.model, sampling))
-        for token in stream(self.model, prompt, sampling, seed=seed):
-            ids.append(token)
-            reply = Reply(self.encoder.decode([ids])[0], stopped=False)
-            yield reply
-        yield Reply(reply.text, stopped=len(ids) < sampling.max_new_tokens)
-
-
-def load_speakers(
-    path: Path, base_path: Path | None, template: str | None, max_new_tokens: int, device_name: str
-) -> dict[str, Speaker]:
-    """Read the pretrained and the fine-tuned model, and move them to the device.
-
-    Args:
-        path: of the fine-tuned model.
-        base_path: of the pretrained model; by default the one that the other was fine-tuned from.
-        template: of the prompts of both; by default that of the fine-tuning.
-
-    Raises:
-        UserError: one cannot be read, or the fine-tuned one does not tell what it was made from.
+    Where `base` or `template` is None, they are those of the fine-tuning. Raises UserError where a model cannot be
+    read, or the fine-tuned one does not tell what it was made from.
     """
     device = choose_device(device_name)
     if not path.exists():
         raise UserError(f"there is no {path}", "python -m part4_sft.sft makes it, or name another with --model")
     sft = load_checkpoint(path)
     settings = sft.made_by.get("settings", {})
-    if base_path is None:
+    if base is None:
         if not settings or "from" not in sft.made_by:
             raise UserError(f"{path} does not tell what it was fine-tuned from", "name that with --base")
-        base_path = Path(sft.made_by["from"])
+        base = Path(sft.made_by["from"])
     template = template or settings.get("prompt_template", DEFAULT_TEMPLATE)
     max_length = settings.get("max_length", SFTConfig.max_length)
-    speakers = {}
-    for name, checkpoint in {"pretrained": load_checkpoint(base_path), "sft": sft}.items():
+    models = {}
+    for name, checkpoint in {"pretrained": load_checkpoint(base), "sft": sft}.items():
         encoder = PairEncoder.for_checkpoint(checkpoint, template, max_length, max_new_tokens)
-        speakers[name] = Speaker(checkpoint.model.to(device).eval(), encoder)
-    return speakers
+        models[name] = checkpoint.model.to(device).eval(), encoder
+    return models
 
 
-def converse(
-    speakers: dict[str, Speaker], contexts: Iterable[str], sampling: Sampling, seed: int, as_json: bool
-) -> None:
+def converse(models: Models, contexts: Iterable[str], sampling: Sampling, seed: int, as_json: bool) -> None:
     """Let both models reply to each message, and print it as JSON, in columns on a terminal, or line by line."""
     times_asked = Counter[str]()
     for context in contexts:
         own_seed = f"{seed}/{times_asked[context]}"
         times_asked[context] += 1
-        streams = {name: speaker.stream_reply(context, sampling, own_seed) for name, speaker in speakers.items()}
+        streams = {name: reply_to(*model, context, sampling, own_seed) for name, model in models.items()}
         if as_json:
-            replies = {name: as_values(context, last) for name, (*_, last) in streams.items()}
-            print(json.dumps({"context": context, **replies}, ensure_ascii=False), flush=True)
+            values: dict[str, Any] = {"context": context}
+            for name, (*_, (text, stopped)) in streams.items():
+                values[name] = {"text": text, "stops_by_itself": stopped, **rating_of(context, text)}
+            print(json.dumps(values, ensure_ascii=False), flush=True)
         elif sys.stdout.isatty():
             show_side_by_side(context, streams)
         else:
             print(f"customer: {context}")
-            for name, (*_, last) in streams.items():
-                print(f"{NAMES[name]}: {last.text} {in_words(rating_of(context, last.text))}".rstrip())
+            for name, (*_, (text, _)) in streams.items():
+                print(f"{NAMES[name]}: {text} {rating_in_words(context, text)}".rstrip())
             print(flush=True)
 
 
-def rating_of(context: str, reply: str) -> Rating | None:
-    """Rate a reply by the rubric; None where its context is not of the retail world."""
+def reply_to(model: Transformer, encoder: PairEncoder, context: str, sampling: Sampling, seed: str) -> Iterator[Reply]:
+    """Yield the reply so far after every token, and the whole reply last."""
+    ids: list[int] = []
+    for token in stream(model, encoder.encode_prompt(context, longest_prompt(model, sampling)), sampling, seed):
+        ids.append(token)
+        yield encoder.decode([ids])[0], False
+    yield encoder.decode([ids])[0], len(ids) < sampling.max_new_tokens
+
+
+def rating_of(context: str, text: str) -> dict[str, Any]:
+    """Return the rubric's rating of a reply, and its faults; {} where the context is not of the retail world."""
     scenario = recognise(context)
-    return rate(scenario, reply) if scenario else None
+    if scenario is None:
+        return {}
+    rating = rate(scenario, text)
+    return {"rating": rating.score, "faults": rating.faults}
 
 
-def in_words(rating: Rating | None) -> str:
-    return f"({'; '.join([f'rated {rating.score:.1f}', *rating.faults])})" if rating else ""
+def rating_in_words(context: str, text: str) -> str:
+    rating = rating_of(context, text)
+    return f"(rated {'; '.join([format(rating['rating'], '.1f'), *rating['faults']])})" if rating else ""
 
 
-def as_values(context: str, reply: Reply) -> dict[str, Any]:
-    """Return a reply and what is known of it, for programs; `rating` and `faults` where the rubric applies."""
-    values: dict[str, Any] = {"text": reply.text, "stops_by_itself": reply.stopped}
-    rating = rating_of(context, reply.text)
-    if rating:
-        values |= {"rating": rating.score, "faults": rating.faults}
-    return values
-
-
-# ---------------------------------------------------------------------------------------------------- columns
+# ---------------------------------------------------------------------------------------------------- terminal
 
 
 def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None:
@@ -137,14 +110,12 @@ def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None
     width = (columns - len(GAP) * (len(streams) - 1)) // len(streams) - 1
     print(styled(GAP.join(NAMES[name].ljust(width) for name in streams).rstrip(), BOLD))
     texts = [""] * len(streams)
-    lines_drawn = 0  # below the heading
+    rows: list[str] = []
     for replies in zip_longest(*streams.values()):
-        texts = [reply.text if reply else text for reply, text in zip(replies, texts)]
-        rows = _in_columns(texts, width)[2 - lines :]  # the last that fit
-        _redraw(rows, lines_drawn)
-        lines_drawn = len(rows)
-    ends = [f"{text}\n{in_words(rating_of(context, text))}".rstrip() for text in texts]
-    _redraw(_in_columns(ends, width), lines_drawn)
+        texts = [reply[0] if reply else text for reply, text in zip(replies, texts)]
+        rows = _redraw(len(rows), _in_columns(texts, width)[2 - lines :])  # the last that fit
+    ends = [f"{text}\n{rating_in_words(context, text)}".rstrip() for text in texts]
+    _redraw(len(rows), _in_columns(ends, width))
 
 
 def _in_columns(texts: list[str], width: int) -> list[str]:
@@ -152,7 +123,37 @@ def _in_columns(texts: list[str], width: int) -> list[str]:
     return [GAP.join(cell.ljust(width) for cell in row).rstrip() for row in rows]
 
 
-def _redraw(rows: list[str], lines_drawn: int) -> None:
-    """Replace the lines that were drawn last."""
+def _redraw(lines_drawn: int, rows: list[str]) -> list[str]:
+    """Replace the lines that were drawn last by these rows, and return the rows."""
     up = f"\x1b[{lines_drawn}A" if lines_drawn else ""
     print(f"\r{up}\x1b[J" + "\n".join(rows), flush=True)
+    return rows
+
+
+def read_messages() -> Iterator[str]:
+    """Yield what a person types until Ctrl-D; without a terminal, every line of the input that is not blank.
+
+    Typed lines can be edited, and recalled in this conversation and the next. Raises UserError where the input is of
+    another encoding.
+    """
+    if not sys.stdin.isatty():
+        try:
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        except UnicodeDecodeError as error:
+            raise UserError(f"the input is not {error.encoding} text", "convert it with iconv") from error
+        return
+    history = Path("~/.part4_sft_history").expanduser()
+    with suppress(OSError):
+        readline.read_history_file(history)
+    print(styled("What does a customer want? For example: The tiered planter has a large crack.", DIM))
+    try:
+        with suppress(EOFError):
+            while True:
+                message = input("\n> ").strip()
+                if message:
+                    yield message
+    finally:
+        print()  # what comes next should not stand behind the prompt
+        readline.set_history_length(1000)
+        with suppress(OSError):
+            readline.write_history_file(history)

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from getpass import getuser
 from hashlib import sha256
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from shutil import get_terminal_size
 from statistics import median
-from typing import BinaryIO
 
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import cannot_read
@@ -31,7 +30,6 @@ from part4_sft.terminal.screen import BOLD, DIM, full_screen, read_keys, show, s
 BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "b", "s", "u", "q", " "
 COMMANDS = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}  # keys that are in the journal beside the answers
 SITTING_BEGINS = "begin"  # stands in the journal before the keys of each sitting
-ANSWERS_IN_PACE = 20  # the pace is that of the latest answers
 
 
 def annotator(name: str) -> str:
@@ -62,12 +60,7 @@ class Item:
 
 
 class Answers:
-    """What the keys have come to so far: the answer to each item, and the item that is asked about now.
-
-    Args:
-        ids: of the items, all different.
-        choices: the keys that are answers.
-    """
+    """What keys have come to so far, of which `choices` are answers, on the items with these ids, all different."""
 
     def __init__(self, ids: list[str], choices: Iterable[str]) -> None:
         self.ids, self.choices = ids, set(choices)
@@ -105,10 +98,8 @@ class Answers:
 
     def _next_unanswered(self, position: int) -> int:
         """Return the next position without an answer, going round, so that what was skipped comes again."""
-        for next_position in [*range(position + 1, len(self.ids)), *range(min(position + 1, len(self.ids)))]:
-            if self.ids[next_position] not in self.given:
-                return next_position
-        return len(self.ids)
+        in_turn = self.ids[position + 1 :] + self.ids[: position + 1]
+        return next((self.positions[id] for id in in_turn if id not in self.given), len(self.ids))
 
 
 def journal_of(path: Path, annotator: str) -> Path:
@@ -123,10 +114,7 @@ def journals(path: Path) -> dict[str, Path]:
 
 
 def replay(items: list[Item], journal: Path, choices: Iterable[str]) -> Answers:
-    """Press the keys of a journal once more; ignore a line that is not whole, as a power cut leaves it.
-
-    Raises UserError where the journal cannot be read.
-    """
+    """Press the keys of a journal once more, but for lines that a power cut broke; raise UserError if unreadable."""
     answers = Answers(list(dict.fromkeys(item.id for item in items)), choices)
     try:
         lines = journal.read_text(encoding="utf-8", errors="replace").split("\n") if journal.exists() else []
@@ -141,19 +129,12 @@ def replay(items: list[Item], journal: Path, choices: Iterable[str]) -> Answers:
     return answers
 
 
-def _append(journal: BinaryIO, id: str, key: str) -> None:
-    journal.write(json.dumps({"at": round(time.time(), 1), "item": id, "key": key}).encode() + b"\n")
-    journal.flush()
-    os.fsync(journal.fileno())
-
-
 def interview(
     items: list[Item], journal: Path, choices: dict[str, str], title: str, progress: Callable[[dict[str, str]], str]
 ) -> None:
-    """Ask about the items until the person quits.
+    """Ask about the items until the person quits; append every key to the journal before it has any effect.
 
     Args:
-        journal: every key is appended to it before it has any effect.
         choices: the keys that are answers, and a word for each.
         progress: says in a few words how far the answers given (key by id) have come.
 
@@ -163,32 +144,28 @@ def interview(
     item_by_id = {item.id: item for item in items}
     answers = replay(items, journal, choices)
     answer_times: list[float] = []
-
-    def draw(page: int) -> None:
-        id = answers.current_id
-        status = progress(answers.given) + pace(answer_times, len(answers.ids) - len(answers.given))
-        draw_page(item_by_id.get(id), choices, answers.given.get(id), title, status, page)
-
+    page = 0
     try:
         with full_screen(), journal.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if file.tell():
                 file.write(b"\n")  # the last line may not be whole
-            _append(file, "", SITTING_BEGINS)
-            answers.press("", SITTING_BEGINS)
-            page = 0
-            draw(page)
-            for key in read_keys():
+            for key in chain([SITTING_BEGINS], read_keys()):
+                id = answers.current_id if key != SITTING_BEGINS else ""
                 page = page + 1 if key == NEXT_PAGE else 0
-                id = answers.current_id
-                if key in choices or key in COMMANDS:
-                    _append(file, id, key)
+                if key in (SITTING_BEGINS, *choices, *COMMANDS):
+                    press = {"at": round(time.time(), 1), "item": id, "key": key}
+                    file.write(json.dumps(press).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
                     answers.press(id, key)
                 if key in choices and id:
                     answer_times.append(time.monotonic())
                 if key == QUIT:
                     return
-                draw(page)
+                id = answers.current_id
+                status = progress(answers.given) + pace(answer_times, len(answers.ids) - len(answers.given))
+                draw_page(item_by_id.get(id), choices, answers.given.get(id), title, status, page)
     except KeyboardInterrupt as error:
         raise type(error)(f"{journal} holds what was answered; the same command goes on") from error
     except BlockingIOError as error:
@@ -203,29 +180,25 @@ def draw_page(
     """Fill the screen with a page of the item, the keys and the status; of no item, say that all are answered."""
     columns, lines = get_terminal_size()
     columns -= 1  # in a line that is full to the last column, some terminals break once more
-    body: list[str] = []
-    answers = ""
-    if item is None:
-        body = [f"That was the last one. Thank you! Press {QUIT} to leave."]
-    else:
-        for heading, text in item.parts:
-            body += [styled(heading, BOLD), *wrapped(text, columns), ""]
-        answers = "  ".join(f"{key} {word}" for key, word in choices.items())
+    parts = item.parts if item else ()
+    body = [line for heading, text in parts for line in (styled(heading, BOLD), *wrapped(text, columns), "")]
+    body = body or [f"That was the last one. Thank you! Press {QUIT} to leave."]
+    answers = "  ".join(f"{key} {word}" for key, word in choices.items()) if item else ""
     commands = "  ".join(f"{key} {word}" for key, word in COMMANDS.items() if key not in choices)
     foot = [line for text in (answers, f"{commands}  space next page", status) for line in wrapped(text, columns)]
     room = max(1, lines - len(foot) - 4)
     pages = [body[start : start + room] for start in range(0, len(body), room)]
-    shown = pages[page % len(pages)]
+    page %= len(pages)
     head = f"{title} (you said {given})" if given else title
     if len(pages) > 1:
-        head += f" page {page % len(pages) + 1} of {len(pages)}, space for the next"
-    blank = [""] * (room - len(shown))
-    show([styled(head[:columns], DIM), "", *shown, *blank, "", *foot])
+        head += f" page {page + 1} of {len(pages)}, space for the next"
+    blank = [""] * (room - len(pages[page]))
+    show([styled(head[:columns], DIM), "", *pages[page], *blank, "", *foot])
 
 
 def pace(times: list[float], remaining: int) -> str:
     """Say how many answers a minute there are now and how long the rest will take; "" before the second answer."""
-    seconds_between = [after - before for before, after in pairwise(times)][-ANSWERS_IN_PACE:]
+    seconds_between = [after - before for before, after in pairwise(times)][-20:]
     if not seconds_between or not remaining:
         return ""
     seconds = max(median(seconds_between), 0.01)

@@ -18,11 +18,9 @@ from part4_sft.config import DEFAULT_TEMPLATE, MODEL_FILE, SFTConfig
 from part4_sft.dataset import Pair, make_datasets, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.generation import Sampling, generate, longest_prompt
-from part4_sft.terminal.conversation import in_words, rating_of
+from part4_sft.terminal.conversation import rating_in_words
 from part4_sft.terminal.screen import wrapped
 from part4_sft.training import collate, make_optimizer, masked_loss
-
-SMALLEST_PROBABILITY_SHOWN = 0.0005
 
 
 def follow(path: Path, number: int, seed: int) -> None:
@@ -43,18 +41,24 @@ def follow(path: Path, number: int, seed: int) -> None:
     heading("1. The pair")
     keys = ("context", "response", "high_quality")
     paragraph(json.dumps({key: getattr(pair, key) for key in keys}, ensure_ascii=False))
+
     heading("2. Tokens and labels")
-    show_tokens(encoder, examples[0])
+    ids, labels = examples[0].ids, examples[0].labels
+    answer = labels.count(IGNORE_INDEX)
+    paragraph(f"prompt, {answer} tokens: {in_tokens(encoder, ids[:answer])}")
+    paragraph(f"response, {len(ids) - answer} tokens: {in_tokens(encoder, ids[answer:])}")
+    paragraph(f"ids: {ids}")
+    paragraph(f"labels: {labels}")
+
     heading("3. Two pairs in one row")
-    show_row(encoder, examples)
-    heading("4. Hidden states and logits")
-    logits = show_logits(model, examples)
-    heading("5. The loss")
-    loss = show_loss(model, encoder, examples, logits)
-    heading("6. The gradient")
-    loss.backward()
-    show_gradient(model)
-    heading("7. One step of Adam")
+    inputs, targets, lengths = collate(examples)
+    print(f"inputs {tuple(inputs.shape)}, targets {tuple(targets.shape)}, lengths {lengths}")
+    print(f"place  {'input':24} target")
+    for place in [0, 1, *range(answer - 2, answer + 1), *range(lengths[0] - 2, lengths[0] + 2)]:
+        given, target = (f"{row[0, place]:5} {in_tokens(encoder, [int(row[0, place])])}" for row in (inputs, targets))
+        print(f"{place:5}  {given:24} {target}".rstrip())
+
+    loss = show_loss(model, encoder, examples)
     show_step(model, examples, loss, settings)
     heading("8. A reply before fine-tuning")
     show_reply(path, pair, settings)
@@ -74,30 +78,10 @@ def load(path: Path, settings: SFTConfig) -> tuple[Transformer, PairEncoder]:
     return checkpoint.model, encoder
 
 
-def show_tokens(encoder: PairEncoder, example: Example) -> None:
-    """Section 2: the tokens of prompt and response, their ids, and which of them are labels."""
-    begin = example.labels.count(IGNORE_INDEX)
-    paragraph(f"prompt, {begin} tokens: {in_tokens(encoder, example.ids[:begin])}")
-    paragraph(f"response, {len(example.ids) - begin} tokens: {in_tokens(encoder, example.ids[begin:])}")
-    paragraph(f"ids: {example.ids}")
-    paragraph(f"labels: {example.labels}")
-
-
-def show_row(encoder: PairEncoder, examples: list[Example]) -> None:
-    """Section 3: inputs and targets where the first pair begins and answers, and where the second begins."""
+def show_loss(model: Transformer, encoder: PairEncoder, examples: list[Example]) -> Tensor:
+    """Show that no pair sees the other, and the loss: by hand, by `masked_loss` and by torch's module. Return it."""
+    heading("4. Hidden states and logits")
     inputs, targets, lengths = collate(examples)
-    print(f"inputs {tuple(inputs.shape)}, targets {tuple(targets.shape)}, lengths {lengths}")
-    print(f"place  {'input':24} target")
-    answer, second = examples[0].labels.count(IGNORE_INDEX), lengths[0]
-    for place in [0, 1, *range(answer - 2, answer + 1), *range(second - 2, second + 2)]:
-        ids = (int(inputs[0, place]), int(targets[0, place]))
-        given, target = (f"{id:5} {in_tokens(encoder, [id])}" for id in ids)
-        print(f"{place:5}  {given:24} {target}".rstrip())
-
-
-def show_logits(model: Transformer, examples: list[Example]) -> Tensor:
-    """Section 4: shapes, and that no pair sees the other. Return the logits, (1, time, vocab_size)."""
-    inputs, _, lengths = collate(examples)
     hidden = model(inputs, lengths=lengths)
     logits = model.lm_head(hidden)
     fact("hidden states", tuple(hidden.shape))
@@ -107,57 +91,51 @@ def show_logits(model: Transformer, examples: list[Example]) -> Tensor:
     for name, states in {"in this row": hidden, "in a row that is one text": model(inputs)}.items():
         difference = (states[:, lengths[0] :] - by_itself).abs().max()
         fact(f"the second pair {name} and by itself: largest difference", f"{difference:.5f}")
-    return logits
 
-
-def show_loss(model: Transformer, encoder: PairEncoder, examples: list[Example], logits: Tensor) -> Tensor:
-    """Section 5: the loss by hand, by `masked_loss` and by torch's module. Return that of the step, a scalar."""
-    _, targets, _ = collate(examples)
+    heading("5. The loss")
     response = [label for label in examples[0].labels if label != IGNORE_INDEX]
     is_response = targets[0] != IGNORE_INDEX
     log_p = logits[0, is_response].log_softmax(-1).gather(1, targets[0, is_response, None])[: len(response), 0]
     print(f"{'token':20} label  probability  -log of it")
-    for label, log_p_of_label in zip(response, log_p):
-        text = in_tokens(encoder, [label])
-        print(f"{text:20} {label:5}  {log_p_of_label.exp():11.4f}  {log_p_of_label.abs():10.4f}")
+    for id, log_p_of_id in zip(response, log_p):
+        print(f"{in_tokens(encoder, [id]):20} {id:5}  {log_p_of_id.exp():11.4f}  {log_p_of_id.abs():10.4f}")
     fact("mean of the last column", f"{-log_p.mean():.4f}")
     rows = {"this pair": examples[:1], "the next pair": examples[1:], "both, the loss of the step": examples}
     for name, row in rows.items():
         summed = masked_loss(model, *collate(row))
         count = sum(label != IGNORE_INDEX for example in row for label in example.labels)
-        loss = summed / count
-        fact(f"masked_loss / tokens of {name}: {summed:.4f} / {count}", f"{loss:.4f}")
+        fact(f"masked_loss / tokens of {name}: {summed:.4f} / {count}", f"{summed / count:.4f}")
     _, unmasked, _ = collate([Example(example.ids, example.ids) for example in examples])
     for name, row_targets in {"": targets, ", were the contexts labels too": unmasked}.items():
         whole = nn.CrossEntropyLoss()(logits[0], row_targets[0])
         fact(f"nn.CrossEntropyLoss over the whole row{name}", f"{whole:.4f}")
-    return loss
+    return summed / count
 
 
-def show_gradient(model: Transformer) -> None:
-    """Section 6: how large the gradient is in each part of the model."""
+def show_step(model: Transformer, examples: list[Example], loss: Tensor, settings: SFTConfig) -> None:
+    """Show how large the gradient is in each part of the model, how far a step moves weights, and the loss then."""
+    heading("6. The gradient")
+    loss.backward()
     blocks = {f"layers.{number}": block for number, block in enumerate(model.layers)}
     parts = {"embed_tokens": model.embed_tokens, **blocks, "norm": model.norm, "lm_head": model.lm_head}
     for name, part in {**parts, "the whole model": model}.items():
         gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
         fact(f"norm of the gradient of {name}", f"{nn.utils.get_total_norm(gradients):.4f}")
 
-
-def show_step(model: Transformer, examples: list[Example], loss: Tensor, settings: SFTConfig) -> None:
-    """Section 7: take the step, and show how far the weights move and what the loss is then."""
+    heading("7. One step of Adam")
     before = [parameter.detach().clone() for parameter in model.parameters()]
     make_optimizer(model, settings).step()
-    changes = [(new - old).abs().max().item() for new, old in zip(model.parameters(), before)]
+    change = max((new - old).abs().max().item() for new, old in zip(model.parameters(), before))
     inputs, targets, lengths = collate(examples)
     loss_after = masked_loss(model, inputs, targets, lengths) / (targets != IGNORE_INDEX).sum()
-    fact(f"largest change of a weight, at a learning rate of {settings.learning_rate}", f"{max(changes):.1e}")
+    fact(f"largest change of a weight, at a learning rate of {settings.learning_rate}", f"{change:.1e}")
     fact("loss of the step before", f"{loss:.4f}")
     fact("loss of the step after", f"{loss_after:.4f}")
 
 
 @torch.inference_mode()
 def show_reply(path: Path, pair: Pair, settings: SFTConfig) -> None:
-    """Sections 8 and 9: a model's reply, drawn token by token as in the evaluation, and how the rubric rates it."""
+    """Show a model's reply, drawn token by token as in the evaluation, and how the rubric rates it."""
     model, encoder = load(path, settings)
     sampling = Sampling.of(settings)
     prompt = encoder.encode_prompt(pair.context, longest_prompt(model, sampling))
@@ -172,16 +150,11 @@ def show_reply(path: Path, pair: Pair, settings: SFTConfig) -> None:
     print(f"step  {'drawn':16} likeliest next tokens, with their probabilities at temperature {sampling.temperature}")
     for step in dict.fromkeys([*range(min(8, len(drawn))), len(drawn) - 1]):
         top = zip(*(values.tolist() for values in probabilities[step].topk(4)))
-        likeliest = [
-            f"{in_tokens(encoder, [id])} {share:.3f}" for share, id in top if share >= SMALLEST_PROBABILITY_SHOWN
-        ]
-        print(f"{step + 1:4}  {in_tokens(encoder, [drawn[step]]):16} {'  '.join(likeliest)}")
+        shown = [f"{in_tokens(encoder, [id])} {share:.3f}" for share, id in top if share >= 0.0005]  # less is "0.000"
+        print(f"{step + 1:4}  {in_tokens(encoder, [drawn[step]]):16} {'  '.join(shown)}")
     (text,) = encoder.decode([reply.ids])
     paragraph(f"reply, {len(drawn)} tokens: {text}")
-    paragraph(in_words(rating_of(pair.context, text)))
-
-
-# ---------------------------------------------------------------------------------------------------- printing
+    paragraph(rating_in_words(pair.context, text))
 
 
 def in_tokens(encoder: PairEncoder, ids: list[int]) -> str:

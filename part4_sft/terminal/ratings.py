@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +30,12 @@ def item_of(pair: Pair) -> Item:
     return Item((("Customer", pair.context), ("Reply", pair.response)))
 
 
+def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
+    """Read what the keys in each annotator's journal have come to, by annotator."""
+    given_by = {name: replay(items, journal, CHOICES).given for name, journal in journals(path).items()}
+    return {name: {id: int(key) for id, key in given.items()} for name, given in given_by.items()}
+
+
 def label(path: Path, annotator: str) -> None:
     """Ask for ratings until the person quits, put them into the file, and print what they have come to.
 
@@ -39,7 +45,9 @@ def label(path: Path, annotator: str) -> None:
     items = load_items(path)
     title = f"{path.name}, rated by {annotator}"
     try:
-        interview(items, journal_of(path, annotator), CHOICES, title, lambda given: progress(_numbers(given), items))
+        interview(
+            items, journal_of(path, annotator), CHOICES, title, lambda given: progress(given.values(), len(items))
+        )
     finally:
         ratings_by_annotator = load_ratings(path, items)
         if any(ratings_by_annotator.values()):
@@ -52,15 +60,6 @@ def report(path: Path) -> None:
     """Print what has been rated, by whom, and how well annotators agree. Raises UserError as `label` does."""
     items = load_items(path)
     print(summary(path, items, load_ratings(path, items)))
-
-
-def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
-    """Read what the keys in each annotator's journal have come to, by annotator."""
-    return {name: _numbers(replay(items, journal, CHOICES).given) for name, journal in journals(path).items()}
-
-
-def _numbers(given: Mapping[str, str]) -> Ratings:
-    return {id: int(key) for id, key in given.items()}
 
 
 def write_labels(path: Path, ratings_by_annotator: dict[str, Ratings]) -> None:
@@ -90,36 +89,29 @@ def weighted_kappa(first: Ratings, second: Ratings) -> float | None:
         return None
 
 
-def progress(ratings: Ratings, items: list[Item]) -> str:
-    """Say how many of the items are rated, and how many of them high."""
-    good = sum(rating >= HIGH_QUALITY for rating in ratings.values())
-    return f"{len(ratings):,} of {len(items):,} rated, {good:,} of them 4 or 5"
+def progress(ratings: Collection[int | str], count: int) -> str:
+    """Say how many of `count` items are rated (by numbers or their keys), and how many of them high."""
+    good = sum(int(rating) >= HIGH_QUALITY for rating in ratings)
+    return f"{len(ratings):,} of {count:,} rated, {good:,} of them 4 or 5"
 
 
-def summary(path: Path, items: list[Item], ratings: Mapping[str, Ratings]) -> str:
-    """Tell what has been rated by each annotator, and how well each two of them agree."""
-    if not any(ratings.values()):
+def summary(path: Path, items: list[Item], ratings_by_annotator: dict[str, Ratings]) -> str:
+    """Tell what each annotator has rated, how well each two of them agree, and on which items they differ most."""
+    if not any(ratings_by_annotator.values()):
         return f"no pair of {path} is rated yet"
-    lines = [f"{name}: {progress(of_annotator, items)}" for name, of_annotator in ratings.items()]
-    item_by_id = {item.id: item for item in items}
-    for first, second in combinations(ratings, 2):
-        lines += _agreement(first, second, ratings, item_by_id)
+    lines = [f"{name}: {progress(of.values(), len(items))}" for name, of in ratings_by_annotator.items()]
+    parts_by_id = {item.id: item.parts for item in items}
+    for (name, ratings), (other_name, others) in combinations(ratings_by_annotator.items(), 2):
+        difference = {id: abs(ratings[id] - others[id]) for id in ratings if id in others}
+        differ = sorted((id for id in difference if difference[id]), key=difference.__getitem__, reverse=True)
+        kappa = weighted_kappa(ratings, others)
+        agreement = "" if kappa is None else f"; weighted kappa {kappa:.2f} (1: as one, 0: as by chance)"
+        both, alike = f"{len(difference):,}", f"{len(difference) - len(differ):,}"
+        lines.append(f"\n{name} and {other_name} have both rated {both}, {alike} alike{agreement}")
+        if differ:
+            most = "; most on these" if len(differ) > MAX_DISAGREEMENTS_SHOWN else ""
+            lines.append(f"they differ on {len(differ):,}{most}:")
+        for id in differ[:MAX_DISAGREEMENTS_SHOWN]:
+            lines.append(f"\n  {name} {ratings[id]}, {other_name} {others[id]}")
+            lines += [f"  {heading}: {shorten(text, MAX_CHARACTERS_SHOWN)}" for heading, text in parts_by_id[id]]
     return "\n".join(lines)
-
-
-def _agreement(first: str, second: str, ratings: Mapping[str, Ratings], item_by_id: dict[str, Item]) -> list[str]:
-    """Tell in lines how well two annotators agree, and on which items they differ most."""
-    difference = {id: abs(ratings[first][id] - ratings[second][id]) for id in ratings[first] if id in ratings[second]}
-    differ = sorted((id for id in difference if difference[id]), key=difference.__getitem__, reverse=True)
-    alike = len(difference) - len(differ)
-    lines = [f"\n{first} and {second} have both rated {len(difference):,}, {alike:,} alike"]
-    kappa = weighted_kappa(ratings[first], ratings[second])
-    if kappa is not None:
-        lines[0] += f"; weighted kappa {kappa:.2f} (1: as one, 0: as by chance)"
-    if differ:
-        most = "; most on these" if len(differ) > MAX_DISAGREEMENTS_SHOWN else ""
-        lines.append(f"they differ on {len(differ):,}{most}:")
-    for id in differ[:MAX_DISAGREEMENTS_SHOWN]:
-        lines.append(f"\n  {first} {ratings[first][id]}, {second} {ratings[second][id]}")
-        lines += [f"  {heading}: {shorten(text, MAX_CHARACTERS_SHOWN)}" for heading, text in item_by_id[id].parts]
-    return lines

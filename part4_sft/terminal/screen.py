@@ -19,10 +19,7 @@ _ALTERNATE_SCREEN, _MAIN_SCREEN, _CLEAR = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b
 
 @contextmanager
 def full_screen() -> Iterator[None]:
-    """Switch to the alternate screen, where keys arrive one by one and unechoed; switch back at the end.
-
-    Raises UserError where there is no terminal.
-    """
+    """Switch to the alternate screen, where keys arrive one by one and unechoed; raise UserError without a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError("this asks a person and needs a terminal", "start it in one, without pipes or redirection")
     before = termios.tcgetattr(sys.stdin)
@@ -58,6 +55,4 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 def styled(text: str, style: str) -> str:
     """Return the text in bold or dim; plain where NO_COLOR is set (no-color.org) or stdout is no terminal."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
-        return text
-    return f"{style}{text}{PLAIN}"
+    return text if os.environ.get("NO_COLOR") or not sys.stdout.isatty() else f"{style}{text}{PLAIN}"
