@@ -82,6 +82,7 @@ def test_own_text_files_can_be_read_instead(command: Command, tmp_path: Path) ->
     files[1].write_text("short", encoding="utf-8")
     status, printed, _ = command("--corpus", *files, "--checkpoint", "mine.pt", "--out-dir", "pictures")
     assert status == 0 and re.match(r"pretraining: step \d+ of \d+, loss \d", printed)
+    assert 0 < float(re.search(r"ended at a loss of (.+) nats per token", printed)[1]) < 10
     checkpoint = load_checkpoint(tmp_path / "mine.pt")
     assert len(checkpoint.tokenizer.encode("Der Tisch ist schön.").ids) < 10
     assert checkpoint.made_by["corpus"] == ["notes.txt", "letters.txt"]
