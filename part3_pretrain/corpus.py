@@ -35,12 +35,10 @@ DOCUMENT_KINDS = {
 RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for them
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
 RESTATED = 0.3  # of the conversations begin with a problem that is said twice
-MISTYPED = 0.3  # of the conversations about a catalogue product have typos, 1 to MOST_TYPOS of them
+MISTYPED = 0.3  # of the conversations about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.3  # of these typos are in the product's name
 IDEAL = 0.21  # of the first replies are ideal, the others typical
 CONTINUED = 0.1  # of the conversations go on after each turn
-
-MOST_TYPOS = 2  # in a conversation
 
 
 def draw_conversation(rng: Random) -> str:
@@ -51,49 +49,43 @@ def draw_conversation(rng: Random) -> str:
     if kind == "restatement":
         return f"Customer: {world.draw_restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
     if kind == "policy":
-        question = world.draw_policy_question(scenario.intents, rng)
-        return f"Customer: {question}\nAgent: {world.policy_answer(scenario.intents, rng)}"
-    if kind == "product":
-        question, answer = world.draw_product_question(scenario, MISTYPED_WORDS if can_be_mistyped else 0.0, rng)
-        return f"Customer: {question}\nAgent: {answer}"
-    if rng.random() < RESTATED:
-        context = world.draw_restated_context(scenario, rng, restated_only=False)
+        turns = [world.draw_policy_question(scenario.intents, rng)]
+    elif kind == "product":
+        turns = [world.draw_product_question(scenario, MISTYPED_WORDS if can_be_mistyped else 0.0, rng)]
     else:
-        context = world.draw_context(scenario, rng)
-    if can_be_mistyped and rng.random() < MISTYPED:
-        typed = scenario
-        for _ in range(rng.randint(1, MOST_TYPOS)):
-            context, typed = world.mistype(context, typed, rng, in_item=rng.random() < MISTYPED_ITEM)
-    reply = world.ideal_reply(scenario, rng) if rng.random() < IDEAL else world.typical_reply(scenario, rng)
-    text = f"Customer: {context}\nAgent: {reply}"
-    while rng.random() < CONTINUED:
-        question, answer = world.follow_up(scenario, rng)
-        text += f"\nCustomer: {question}\nAgent: {answer}"
-    return text
+        if rng.random() < RESTATED:
+            context = world.draw_restated_context(scenario, rng, restated_only=False)
+        else:
+            context = world.draw_context(scenario, rng)
+        if can_be_mistyped and rng.random() < MISTYPED:
+            typed = scenario
+            for _ in range(rng.randint(1, 2)):
+                context, typed = world.mistype(context, typed, rng, in_item=rng.random() < MISTYPED_ITEM)
+        write_reply = world.ideal_reply if rng.random() < IDEAL else world.typical_reply
+        turns = [(context, write_reply(scenario, rng))]
+        while rng.random() < CONTINUED:
+            turns.append(world.follow_up(scenario, rng))
+    return "\n".join(f"Customer: {message}\nAgent: {reply}" for message, reply in turns)
 
 
 def tokenize(texts: list[str], tokenizer: Tokenizer, block_size: int) -> list[Tensor]:
     """Return documents as rows of ids, each ended by <EOS>; one longer than `block_size` is cut into several rows."""
     eos = tokenizer.token_to_id(EOS)
-    rows: list[Tensor] = []
-    for encoding in tokenizer.encode_batch_fast(texts):
-        pieces = torch.tensor([*encoding.ids, eos]).split(block_size)
-        rows.extend(piece for piece in pieces if len(piece) > 1)  # a lone <EOS> has nothing to predict
-    return rows
+    encodings = tokenizer.encode_batch_fast(texts)
+    documents = (torch.tensor([*encoding.ids, eos]).split(block_size) for encoding in encodings)
+    return [row for rows in documents for row in rows if len(row) > 1]  # a lone <EOS> has nothing to predict
 
 
 def batches(rows: list[Tensor], tokens_per_batch: int, rng: Random) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield every row once, in batches of rows of about the same length, in random order.
 
-    Yields:
-        Inputs and targets, each (batch, time): the target is the next token, and `IGNORE_INDEX` behind a row's end.
+    Inputs and targets are (batch, time) each; the target is the next token, and `IGNORE_INDEX` behind a row's end.
     """
-    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), rng.random()))
     groups: list[list[Tensor]] = [[]]
-    for index in order:
-        if (len(groups[-1]) + 1) * len(rows[index]) > tokens_per_batch and groups[-1]:
+    for row in sorted(rows, key=lambda row: (len(row), rng.random())):
+        if (len(groups[-1]) + 1) * len(row) > tokens_per_batch and groups[-1]:
             groups.append([])
-        groups[-1].append(rows[index])
+        groups[-1].append(row)
     rng.shuffle(groups)
     for group in groups:
         inputs = pad_sequence([row[:-1] for row in group], batch_first=True)
@@ -107,8 +99,7 @@ def copy_batch(vocab_size: int, digits: list[int], tokens_per_batch: int, rng: R
     It keeps in practice the circuit that later copies the customer's item and order number (Olsson et al. 2022). Most
     of the tokens are digits, for which the token before is not enough to find the place.
 
-    Returns:
-        Inputs and targets, each (batch, time); the targets of a pattern's first occurrence are `IGNORE_INDEX`.
+    Inputs and targets are (batch, time) each; the targets of a pattern's first occurrence are `IGNORE_INDEX`.
     """
     inputs, targets = [], []
     for _ in range(tokens_per_batch // COPY_LENGTH):

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from random import Random
 
-from part3_pretrain.retail import rate, world
+from part3_pretrain.retail import world
+from part3_pretrain.retail.rubric import rate
 from part3_pretrain.runtime.files import atomic_write
 
 HIGH_QUALITY_PAIRS, TYPICAL_PAIRS = 500, 4500  # of the training set
@@ -65,19 +65,16 @@ def draw_pairs(
     Args:
         write_reply: writes the response to a scenario.
         seen: hashes of the contexts so far; no pair has one of them, and those of the new pairs are added.
-        held_out_item: draw (intent, item) combinations that training does not hold, or only the others.
-        held_out_wording: draw sentence patterns that training does not hold, or only the others.
-        restated_only: say the problem with a phrase that no reply follows in pretraining.
+        held_out_item, held_out_wording, restated_only: as in `draw_scenario` and `draw_context`.
     """
     while count > 0:
         scenario = world.draw_scenario(rng, held_out_item=held_out_item)
         context = world.draw_context(scenario, rng, held_out_wording=held_out_wording, restated_only=restated_only)
-        if hash(context) in seen:
-            continue
-        seen.add(hash(context))
-        response = write_reply(scenario, rng)
-        yield Pair(context, response, int(rate(scenario, response).is_high_quality))
-        count -= 1
+        if hash(context) not in seen:
+            seen.add(hash(context))
+            response = write_reply(scenario, rng)
+            yield Pair(context, response, int(rate(scenario, response).is_high_quality))
+            count -= 1
 
 
 def hold_out(pairs: list[Pair], sizes: list[int], seed: int) -> list[list[Pair]]:
@@ -89,10 +86,9 @@ def hold_out(pairs: list[Pair], sizes: list[int], seed: int) -> list[list[Pair]]
     if sum(sizes) >= len(contexts):
         raise ValueError(f"{len(contexts)} different contexts are too few to hold {' and '.join(map(str, sizes))} out")
     Random(f"hold out/{seed}").shuffle(contexts)
-    shuffled = iter(contexts)
     held_out = []
     for size in sizes:
-        chosen = set(islice(shuffled, size))
+        chosen, contexts = set(contexts[:size]), contexts[size:]
         held_out.append([pair for pair in pairs if pair.context in chosen])
     return held_out
 
@@ -101,9 +97,7 @@ def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     """Write a JSON array, one pair a line, each as soon as it is drawn."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
-        separator = "\n"
-        for pair in pairs:
+        for index, pair in enumerate(pairs):
             entry = {"context": pair.context, "response": pair.response, "high_quality": pair.high_quality}
-            file.write(separator + json.dumps(entry, ensure_ascii=False))
-            separator = ",\n"
+            file.write((",\n" if index else "\n") + json.dumps(entry, ensure_ascii=False))
         file.write("\n]\n")

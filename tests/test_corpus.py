@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from part3_pretrain import corpus
 from part3_pretrain.corpus import CONTINUED, COPY_LENGTH, DOCUMENT_KINDS, IGNORE_INDEX, batches
-from part3_pretrain.retail import rate, recognise, world
+from part3_pretrain.retail import world
+from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.retail.world import INTENTS, PRODUCT, Scenario, is_held_out_item
 from part4_sft.dataset import Pair
 from tests.conftest import tell_tale, wording

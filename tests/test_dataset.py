@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from part3_pretrain.retail import rate, recognise, world
+from part3_pretrain.retail import world
+from part3_pretrain.retail.rubric import rate, recognise
 from part4_sft.dataset import Pair, draw_pairs, hold_out, make_datasets, save_pairs, trainable
 from part4_sft.formats import load_pairs
 from tests.conftest import tell_tale, wording

@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from part3_pretrain.retail import rate, recognise, world
+from part3_pretrain.retail import world
+from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.retail.world import DEPARTMENTS, IDEAL, INTENTS, Scenario, in_catalogue, is_held_out_item
 from tests.conftest import draw_scenarios, tell_tale
 

@@ -1,11 +1,9 @@
 """The retail world: what is sold, what customers say and what agents write.
 
-All words stand in `retail.toml`; this module only composes them. Everything is drawn from the `random.Random` that
-the caller passes, so the same seed gives the same text.
+All words stand in `retail.toml`; this module composes them, drawing from the `random.Random` that the caller passes.
 
 Three things are kept out of training by rules that do not depend on a seed, so that data made with one seed may test
-a model trained with another: combinations of an intent and an item (`is_held_out_item`), sentence patterns
-(`is_held_out_wording`) and the `restated_only` phrases of an intent.
+a model trained with another: combinations of an intent and an item, sentence patterns, and the `restated_only` phrases.
 """
 
 from __future__ import annotations
@@ -20,29 +18,27 @@ from typing import Any
 from zlib import crc32
 
 WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
-
 DEPARTMENTS: dict[str, dict[str, list[str]]] = WORLD["departments"]
 ADJECTIVES: list[str] = WORLD["products"]["adjectives"]
 PERSONS: dict[str, dict[str, str]] = WORLD["person"]  # "first" and "third": the words of every slot
-FRAMES: list[dict[str, Any]] = WORLD["frames"]
 CUSTOMER: dict[str, list[str]] = WORLD["customer"]
 IDEAL: dict[str, Any] = WORLD["ideal"]
 TYPICAL: dict[str, Any] = WORLD["typical"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is made once, in `INTENTS`
 class Intent:
     """One thing that a customer may want; the fields are explained at the top of `retail.toml`."""
 
     name: str
-    category: str = field(compare=False)
-    tone: str = field(compare=False)
-    topics: list[str] = field(compare=False)
-    phrases: list[str] = field(compare=False)
-    restated_only: list[str] = field(compare=False)
-    evidence: str = field(compare=False)
-    resolutions: list[str] = field(compare=False)
-    departments: list[str] = field(compare=False, default_factory=lambda: list(DEPARTMENTS))
+    category: str
+    tone: str
+    topics: list[str]
+    phrases: list[str]
+    restated_only: list[str]
+    evidence: str
+    resolutions: list[str]
+    departments: list[str] = field(default_factory=lambda: list(DEPARTMENTS))
 
 
 INTENTS = [Intent(**entry) for entry in WORLD["intents"]]
@@ -103,28 +99,17 @@ def is_held_out_item(intent: Intent, item: str) -> bool:
     return _is_one_in(5, f"{intent.name}|{item}")
 
 
-def is_held_out_wording(wording: str) -> bool:
-    """Return whether this sentence pattern is held out for the test on unseen wordings (one in four)."""
-    return _is_one_in(4, wording)
-
-
 def _is_one_in(count: int, text: str) -> bool:
-    """Choose one text in `count` by its hash, so that the choice is the same with every seed."""
+    """Choose one text in `count` by its hash."""
     return crc32(text.encode()) % count == 0
-
-
-# ---------------------------------------------------------------------------------------------------- scenarios
 
 
 def draw_scenario(
     rng: Random, *, held_out_item: bool, two_problems: float = 0.1, invented_items: float = 0.0
 ) -> Scenario:
-    """Draw what a customer wants; about half of the customers give an order number.
+    """Draw what a customer wants, all (intent, item) combinations held out or none; half give an order number.
 
-    Args:
-        held_out_item: draw only (intent, item) combinations that are held out, or only the others.
-        two_problems: share of scenarios with two intents.
-        invented_items: share of scenarios about an item that is in no catalogue.
+    `two_problems` and `invented_items` are shares of the scenarios: with two intents, about an item of no catalogue.
     """
     count = 2 if rng.random() < two_problems else 1  # before the loop, which rejects two more often than one
     while True:
@@ -145,35 +130,30 @@ def draw_scenario(
 def draw_context(
     scenario: Scenario, rng: Random, *, held_out_wording: bool = False, restated_only: bool = False
 ) -> str:
-    """Write what the customer says, or what somebody noted about it.
+    """Write what the customer says, or what somebody noted about it, in sentence patterns that are held out or not.
 
-    Args:
-        held_out_wording: use only sentence patterns that are held out, or only the others.
-        restated_only: say the (first) problem with a phrase that training knows from restatements alone.
+    With `restated_only` the (first) problem is said with a phrase that training knows from restatements alone.
     """
     first, *others = scenario.intents
     phrases = [rng.choice(first.restated_only if restated_only else first.phrases)]
     phrases += [rng.choice(intent.phrases) for intent in others]
-    wording = _draw_wording(rng.choice(FRAMES), phrases, rng, held_out_wording)
+    wording = _draw_wording(rng.choice(WORLD["frames"]), phrases, rng, held_out_wording)
     return _fill_slots(wording, scenario, rng.choice(CUSTOMER["orders"]))
 
 
 def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) -> str:
     """Write a customer who says a problem twice, in other words or by its name: they show what means the same.
 
-    Args:
-        restated_only: say the (first) problem with a phrase that is reserved for this place. No reply may follow.
+    With `restated_only` the (first) problem is said with a phrase that is reserved for this place; no reply may follow.
     """
     first, *others = scenario.intents
     phrase, another = rng.sample(first.phrases, 2)
     if restated_only:
         phrase = rng.choice(first.restated_only)
-    again: str | None = None
-    if others:
-        said = [phrase] + [rng.choice(intent.phrases) for intent in others]
-    else:
-        said, again = rng.choice([([phrase], None), ([phrase], another), ([another], phrase)])
-    frame = rng.choice(FRAMES)
+    said, again = [phrase] + [rng.choice(intent.phrases) for intent in others], ""
+    if not others:
+        said[0], again = rng.choice([(phrase, ""), (phrase, another), (another, phrase)])
+    frame = rng.choice(WORLD["frames"])
     sentences = [_draw_wording(frame, said, rng, held_out_wording=False)]
     if again:
         problem = _in_person(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
@@ -183,20 +163,15 @@ def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: boo
     return _fill_slots(" ".join(sentences), scenario, rng.choice(CUSTOMER["orders"]))
 
 
-def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> str:
-    """Ask by their names what is done about such problems, whatever the item."""
-    return _draw_naming(CUSTOMER["policy_questions"], intents, rng)
+def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> tuple[str, str]:
+    """Ask by their names what is done about such problems, whatever the item; and answer."""
+    return _draw_naming(CUSTOMER["policy_questions"], intents, rng), _policy_answer(intents, rng)
 
 
 def draw_product_question(scenario: Scenario, typos: float, rng: Random) -> tuple[str, str]:
-    """Write a customer's question for the item, and an agent's answer that spells it as the catalogue does.
-
-    Args:
-        typos: share of the item's words that the customer mistypes.
-    """
+    """Write a question for the item, its words mistyped in the share `typos`, and an answer with its right name."""
     while True:
-        words = scenario.item.split()
-        spelled = " ".join(_with_typo(word, rng) if rng.random() < typos else word for word in words)
+        spelled = " ".join(_with_typo(word, rng) if rng.random() < typos else word for word in scenario.item.split())
         if not names_another_product(spelled, scenario.item):
             break
     question = _fill_slots(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled))
@@ -213,7 +188,7 @@ def _draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, held_o
         for phrase in phrases[1:]:
             problem += rng.choice(CUSTOMER["links"]) + phrase.replace("{it}", "it")
         wording = f"{pattern} {extra}".strip().replace("{problem}", _in_person(problem, frame["person"]))
-        if is_held_out_wording(wording) == held_out_wording:
+        if _is_one_in(4, wording) == held_out_wording:
             return wording
 
 
@@ -252,13 +227,9 @@ def _fill_slots(text: str, scenario: Scenario, order: str = "") -> str:
 
 
 def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = False) -> tuple[str, Scenario]:
-    """Swap, drop or double a letter of one word, but so that no other product is named.
+    """Mistype a word of at least four letters, or with `in_item` one of the item; no other product may be named.
 
-    Args:
-        in_item: mistype a word of the item, however short; else any word of at least four letters.
-
-    Returns:
-        The new context, and the scenario that knows how the customer now spells the item.
+    Returns the new context, and the scenario that knows how the customer now spells the item.
     """
     spelled = scenario.misspelled or scenario.item
     start = context.index(spelled)
@@ -272,9 +243,9 @@ def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = Fa
         mistyped = context[: word.start()] + _with_typo(word[0], rng) + context[word.end() :]
         if mistyped != context and not names_another_product(mistyped, scenario.item):
             break
-    if not start <= word.start() < end:
-        return mistyped, scenario
-    return mistyped, replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
+    if start <= word.start() < end:
+        scenario = replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
+    return mistyped, scenario
 
 
 def _with_typo(word: str, rng: Random) -> str:
@@ -298,14 +269,14 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """Write what an ideal agent does; every part varies, and the rubric rates it 5.0."""
     sentences = [
         _zipf_choice(IDEAL["openings"][scenario.intents[0].tone], rng),
-        policy_answer(scenario.intents, rng),
+        _policy_answer(scenario.intents, rng),
         _zipf_choice(IDEAL["next_steps"], rng),
         _zipf_choice(IDEAL["closings"], rng),
     ]
     return _fill_slots(" ".join(sentences).strip(), scenario, _zipf_choice(IDEAL["orders"], rng))
 
 
-def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
+def _policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
     """Write what the policy prescribes: each problem by its name, and its resolution."""
     sentences = []
     for intent, patterns in zip(intents, [IDEAL["answers"], IDEAL["further_answers"]]):
@@ -315,17 +286,28 @@ def policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
-    """Write what a typical agent does: curt, generic, incomplete or about the wrong thing; always rated below 4.0."""
+    """Write what a typical agent does: curt, generic, incomplete or about the wrong thing; always rated below 4.0.
+
+    No combination of an intent and an item that is held out occurs: wrong replies too must not tell what tests ask.
+    """
     style = rng.choices(list(TYPICAL["shares"]), TYPICAL["shares"].values())[0]
     if style == "no_order_number" and not scenario.order_number:
         style = "item_only"
     match style:
         case "resolution_only":
-            reply = policy_answer(scenario.intents, rng)
+            reply = _policy_answer(scenario.intents, rng)
         case "wrong_resolution":
-            reply = ideal_reply(replace(scenario, intents=(_draw_wrong_intent(scenario, rng),)), rng)
+            intents = list(scenario.intents)  # one of two problems, or else one that the customer does not have
+            if len(intents) == 1:
+                others = (intent for intent in INTENTS if intent not in scenario.intents)
+                intents = [intent for intent in others if not is_held_out_item(intent, scenario.item)]
+            reply = ideal_reply(replace(scenario, intents=(rng.choice(intents),)), rng)
         case "wrong_item":
-            reply = ideal_reply(replace(scenario, item=_draw_wrong_item(scenario, rng)), rng)
+            shelves = [name for name in DEPARTMENTS if not scenario.item.endswith(tuple(DEPARTMENTS[name]["nouns"]))]
+            item = draw_item(rng, shelves)
+            while any(is_held_out_item(intent, item) for intent in scenario.intents):
+                item = draw_item(rng, shelves)
+            reply = ideal_reply(replace(scenario, item=item), rng)
         case "no_order_number":
             reply = ideal_reply(replace(scenario, order_number=None), rng)
         case _:
@@ -343,23 +325,3 @@ def follow_up(scenario: Scenario, rng: Random) -> tuple[str, str]:
 def _zipf_choice(choices: list[str], rng: Random) -> str:
     """Draw one of the choices, each with a weight of 1 / place (Zipf's law)."""
     return rng.choices(choices, [1 / place for place in range(1, len(choices) + 1)])[0]
-
-
-def _draw_wrong_intent(scenario: Scenario, rng: Random) -> Intent:
-    """Draw one of the customer's two intents, or one that the customer does not have.
-
-    Its combination with the item is not held out: typical agents too must not tell what tests ask.
-    """
-    if len(scenario.intents) == 2:
-        return rng.choice(scenario.intents)
-    others = [intent for intent in INTENTS if intent not in scenario.intents]
-    return rng.choice([intent for intent in others if not is_held_out_item(intent, scenario.item)])
-
-
-def _draw_wrong_item(scenario: Scenario, rng: Random) -> str:
-    """Draw a product of other departments than the customer's; no intent about it is held out."""
-    departments = [name for name, shelf in DEPARTMENTS.items() if not scenario.item.endswith(tuple(shelf["nouns"]))]
-    while True:
-        item = draw_item(rng, departments)
-        if not any(is_held_out_item(intent, item) for intent in scenario.intents):
-            return item
