@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_what_is_held_out_does_not_train_and_what_does_not_train_is_not_lost(
     assert sizes(data) == {"sft_dataset": 54, "sft_validation": 3, "sft_test": 3}
     held_out = {pair.context for name in ("sft_validation", "sft_test") for pair in data[name]}
     assert not held_out & {pair.context for pair in data["sft_dataset"] if pair.high_quality}
+
+
+def test_of_a_stream_the_beginning_is_read_and_nothing_is_held_out(prepare: Prepare, tmp_path: Path) -> None:
+    stream, pairs = tmp_path / "stream.jsonl", [Pair(f"question {number}", "answer") for number in range(4)]
+    stream.write_text("".join(json.dumps({"context": pair.context, "response": "answer"}) + "\n" for pair in pairs))
+    data = prepare(stream=True, data=stream, validation_data=pairs[:1], test_data=pairs[1:3])
+    assert data == {"sft_dataset": pairs, "sft_validation": pairs[:1], "sft_test": pairs[1:3]}
 
 
 def test_a_context_that_is_trained_on_and_tested_is_told(
