@@ -21,21 +21,13 @@ class PretrainConfig:
     vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
-    warmup_steps: int = option(
-        150, "steps in which the learning rate rises; it then falls along a cosine", **at_least(1)
-    )
+    warmup_steps: int = option(150, "steps of rising learning rate, which then falls along a cosine", **at_least(1))
     dtype: str = option(
         "auto",
         "number format of matrix products; auto takes bfloat16 where the processor has instructions for it",
         choices=["auto", "float32", "bfloat16"],
     )
-    shard: bool = option(
-        False, "with torchrun: keep a part of weights, gradients and moments in each process", action="store_true"
-    )
+    shard: bool = option(False, "with torchrun: keep a part of weights, gradients and moments in each process")
     seed: int = option(0, "seed of corpus, weights and order", **SEED)
-    save_every: int = option(
-        200, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)
-    )
-    resume: bool = option(
-        False, "go on with an interrupted training, to the same result", action="store_true", decides_training=False
-    )
+    save_every: int = option(200, "steps from one save of the state to the next", decides_training=False, **at_least(1))
+    resume: bool = option(False, "go on with an interrupted training, to the same result", decides_training=False)

@@ -18,12 +18,7 @@ def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:
     return curve
 
 
-def plot_losses(axes: Axes, x: Sequence[float], losses: Sequence[float], label: str = "training") -> None:
-    """Draw the loss of each step, thin and pale, and their moving average.
-
-    Args:
-        x: where each loss stands.
-        losses: in nats per token.
-    """
-    axes.plot(x, losses, color=BLUE, alpha=0.25, linewidth=0.8, label=f"{label}, each step")
-    axes.plot(x, smoothed(losses), color=BLUE, linewidth=2, label=f"{label}, smoothed")
+def plot_losses(axes: Axes, x: Sequence[float], losses: Sequence[float]) -> None:
+    """Draw the loss of each step, in nats per token, thin and pale at its place `x`, and their moving average."""
+    axes.plot(x, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training, each step")
+    axes.plot(x, smoothed(losses), color=BLUE, linewidth=2, label="training, smoothed")

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,24 +33,26 @@ TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # batches of repeated random tokens for each batch of text, see `corpus.copy_batch`
 ADAM_BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 
+Batch = tuple[Tensor, Tensor, bool]  # inputs and targets, (batch, time), and whether they are text or tokens to copy
+
 
 def run(config: PretrainConfig) -> None:
     """Read or make the corpus, train the model, and write the checkpoint and the loss curve.
 
-    Raises:
-        UserError: a text file cannot be read or holds too little, a file cannot be written, the training diverges, or
-            what --resume finds is of another run.
+    Raises UserError where a file cannot be used, the training diverges, or what --resume finds is of another run.
     """
     picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
     check_not_folder(config.checkpoint, picture, state_file)
     texts = read_corpus(config)
     decides = deciding_options(config)
+    made_by = {name: value for name, value in vars(config).items() if flag(name) in decides}
+    made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail conversations"
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
     with TrainingState(state_file, decides, config.save_every, config.resume) as state:
         model, tokenizer, losses = pretrain(texts, config, state)
         with distributed.unsharded(model):
             if distributed.rank() == 0:
-                save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, describe(config)))
+                save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
                 save_loss_curve(picture, losses)
     log(f"pretraining ended at a loss of {recent_mean(losses):.3f} nats per token")
     log(f"written: {config.checkpoint}, {picture}")
@@ -59,30 +60,20 @@ def run(config: PretrainConfig) -> None:
 
 def read_corpus(config: PretrainConfig) -> list[str]:
     """Return the documents to learn from. Raises UserError where a file cannot be read or holds nothing."""
-    if config.corpus:
-        return [read_text(path) for path in config.corpus]
-    rng = Random(config.seed)
-    return [corpus.draw_conversation(rng) for _ in range(config.conversations)]
-
-
-def read_text(path: Path) -> str:
-    """Read a text file. Raises UserError where it cannot be read or holds nothing."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
-    if not text.strip():
-        raise UserError(f"{path} holds no text", "leave it out")
-    return text
-
-
-def describe(config: PretrainConfig) -> dict[str, object]:
-    """Return what the checkpoint tells of how it was made: the options that decide it, and the corpus."""
-    made_by = {name: value for name, value in vars(config).items() if flag(name) in deciding_options(config)}
-    made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail conversations"
-    return made_by
+    if not config.corpus:
+        rng = Random(config.seed)
+        return [corpus.draw_conversation(rng) for _ in range(config.conversations)]
+    texts = []
+    for path in config.corpus:
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+        if not texts[-1].strip():
+            raise UserError(f"{path} holds no text", "leave it out")
+    return texts
 
 
 def save_loss_curve(path: Path, losses: list[float]) -> None:
@@ -90,24 +81,12 @@ def save_loss_curve(path: Path, losses: list[float]) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     plot_losses(axes, range(1, len(losses) + 1), losses)
-    axes.set(
-        title="Pretraining", xlabel="optimizer step on text", ylabel="cross-entropy (nats per token)", ylim=(0, None)
-    )
+    axes.set(title="Pretraining", xlabel="optimizer step on text", ylim=(0, None))
+    axes.set_ylabel("cross-entropy (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
-
-
-# ---------------------------------------------------------------------------------------------------- training
-
-
-class Batch(NamedTuple):
-    """Rows of tokens, each (batch, time), and whether they are text or random tokens to copy."""
-
-    inputs: Tensor
-    targets: Tensor
-    is_text: bool
 
 
 def pretrain(
@@ -115,21 +94,13 @@ def pretrain(
 ) -> tuple[Transformer, Tokenizer, list[float]]:
     """Learn a vocabulary, then to predict the next token.
 
-    Args:
-        state: where the training is saved, and goes on from if it holds one that was interrupted.
-
-    Returns:
-        The model, its tokenizer, and the loss of every step on text, in nats per token.
-
-    Raises:
-        UserError: a gradient is not finite; the state is that before the step.
+    Returns the model, its tokenizer, and what `train` returns; goes on from a state that was interrupted.
     """
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], config.vocab_size)
     model = Transformer(ModelConfig(vocab_size=tokenizer.get_vocab_size()))
     start_with_induction_heads(model)
-    batches = make_batches(texts, tokenizer, config)
-    losses = train(model, batches, config, state or TrainingState())
+    losses = train(model, make_batches(texts, tokenizer, config), config, state or TrainingState())
     return model, tokenizer, losses
 
 
@@ -137,17 +108,20 @@ def make_batches(texts: list[str], tokenizer: Tokenizer, config: PretrainConfig)
     """Return the batches of all steps in their order: every text once, and some to copy among them."""
     rng = Random(f"order/{config.seed}")
     rows = corpus.tokenize(texts, tokenizer, LONGEST_ROW)
-    batches = [Batch(*tensors, is_text=True) for tensors in corpus.batches(rows, config.tokens_per_batch, rng)]
+    batches: list[Batch] = [(*tensors, True) for tensors in corpus.batches(rows, config.tokens_per_batch, rng)]
     digits = [tokenizer.get_vocab()[digit] for digit in "0123456789"]
     for _ in range(round(COPY_SHARE * len(batches))):
         tensors = corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng)
-        batches.append(Batch(*tensors, is_text=False))
+        batches.append((*tensors, False))
     rng.shuffle(batches)
     return batches
 
 
 def train(model: Transformer, batches: list[Batch], config: PretrainConfig, state: TrainingState) -> list[float]:
-    """Train the model in place, and return the loss of every step on text. See `pretrain`."""
+    """Train the model in place, and return the loss of every step on text, in nats per token.
+
+    Raises UserError where a gradient is not finite; the state is that before the step.
+    """
     loss_module = distributed.data_parallel(model, next_token_loss, config.shard, torch.float32)
     optimizer = make_optimizer(model)
     saved = state.restore(model, optimizer)
@@ -158,18 +132,17 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     uses_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and multiplies_bfloat16())
     bar = tqdm(total=len(batches), initial=steps_done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if uses_bfloat16 else nullcontext():
-        for step, batch in enumerate(batches[steps_done:], start=steps_done + 1):
+        for step, (inputs, targets, is_text) in enumerate(batches[steps_done:], start=steps_done + 1):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(step, config.warmup_steps, len(batches))
             try:
-                loss = training_step(loss_module, optimizer, batch)
+                loss = training_step(loss_module, optimizer, inputs, targets)
             except FloatingPointError as error:
                 state.save(model, optimizer, {"steps_done": step - 1, "losses": losses})
                 loss, norm = error.args
-                raise UserError(
-                    f"the loss of step {step} is {loss}, its gradient {norm}", "lower --learning-rate"
-                ) from error
-            if batch.is_text:
+                cause = f"the loss of step {step} is {loss}, its gradient {norm}"
+                raise UserError(cause, "lower --learning-rate") from error
+            if is_text:
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
@@ -180,24 +153,21 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     return losses
 
 
-def training_step(loss_module: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
-    """Update the weights once, by the gradient of the mean loss over all targets of the batch.
-
-    Returns:
-        That loss, in nats per token.
+def training_step(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> float:
+    """Update the weights once, by the gradient of the mean loss over all targets of a batch, and return that loss.
 
     Raises:
-        FloatingPointError: the norm of the gradient is not finite. Its arguments are the loss and that norm; the
-            weights are as before.
+        FloatingPointError: the norm of the gradient is not finite; the weights are as before. Its arguments are the
+            loss and that norm.
     """
-    tokens = int((batch.targets != corpus.IGNORE_INDEX).sum())
-    inputs, targets = distributed.shard(batch.inputs), distributed.shard(batch.targets)
-    if len(inputs) == 0:  # all ranks compute equally often, since they exchange their gradients
-        inputs, targets = batch.inputs[:1], torch.full_like(batch.targets[:1], corpus.IGNORE_INDEX)
-    own_loss = loss_module(inputs, targets) / tokens
+    tokens = int((targets != corpus.IGNORE_INDEX).sum())
+    own_inputs, own_targets = distributed.shard(inputs), distributed.shard(targets)
+    if len(own_inputs) == 0:  # all ranks compute equally often, since they exchange their gradients
+        own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE_INDEX)
+    own_loss = module(own_inputs, own_targets) / tokens
     (own_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
     (loss,) = distributed.all_reduce_sum(own_loss.item())
-    norm = distributed.full_tensor(nn.utils.clip_grad_norm_(loss_module.parameters(), MAX_GRADIENT_NORM)).item()
+    norm = distributed.full_tensor(nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM)).item()
     if not math.isfinite(norm):
         raise FloatingPointError(loss, norm)
     optimizer.step()
@@ -220,11 +190,7 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return a factor that rises linearly to 1, then falls along half a cosine (Loshchilov and Hutter 2017) to 0.
-
-    Args:
-        step: from 1.
-    """
+    """Return the factor of a step, from 1 on: it rises to 1, then falls to 0 along half a cosine (SGDR, 2017)."""
     if step <= warmup_steps:
         return step / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup_steps) / max(1, total_steps - warmup_steps)))

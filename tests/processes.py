@@ -16,10 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from part3_pretrain.runtime.cli import exit_status
 from part4_sft.dataset import Pair, save_pairs
 
+Main = Callable[[], None]
 Prepare = Callable[[], object]  # called in a process before its command; `dict` does nothing
-SMALL_STEPS = (
-    12  # of the fine-tuning below: two epochs of 16 pairs in threes, so that an epoch's last step has one pair
-)
+SMALL_STEPS = 12  # of `small_sft`: two epochs of 16 pairs in threes, so that an epoch's last step has one pair
 
 
 def small_sft(folder: Path, checkpoint: Path) -> list[str]:
@@ -32,36 +31,36 @@ def small_sft(folder: Path, checkpoint: Path) -> list[str]:
     return options
 
 
-def in_a_process(main: Callable[[], None], arguments: Sequence[str] = (), prepare: Prepare = dict) -> int:
+def in_a_process(main: Main, arguments: Sequence[str] = (), prepare: Prepare = dict) -> int:
     """The exit status of a command in a process of its own, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(_fork(main, arguments, prepare), 0)[1])
+    return _exit_status(_fork(main, arguments, prepare, {}))
 
 
 def in_ranks(
-    main: Callable[[], None],
-    world_size: int,
-    arguments: Sequence[str] = (),
-    prepare: Prepare = dict,
-    rank: int = 0,
+    main: Main, world_size: int, arguments: Sequence[str] = (), prepare: Prepare = dict, rank: int = 0
 ) -> list[int]:
     """The exit statuses of a command in so many processes, as torchrun would start them; one rank is prepared."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         job = {"MASTER_PORT": free.getsockname()[1], "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "tests"}
     job |= {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    ranks = [job | {"RANK": each, "LOCAL_RANK": each} for each in range(world_size)]
-    children = [_fork(main, arguments, prepare if each["RANK"] == rank else dict, each) for each in ranks]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    children = [
+        _fork(main, arguments, prepare if each == rank else dict, job | {"RANK": each, "LOCAL_RANK": each})
+        for each in range(world_size)
+    ]
+    return [_exit_status(child) for child in children]
 
 
-def _fork(
-    main: Callable[[], None], arguments: Sequence[str], prepare: Prepare, environment: dict[str, object] | None = None
-) -> int:
+def _exit_status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fork(main: Main, arguments: Sequence[str], prepare: Prepare, environment: dict[str, object]) -> int:
     if child := os.fork():
         return child
     status = 99
     try:
-        os.environ.update({name: str(value) for name, value in (environment or {}).items()})
+        os.environ.update({name: str(value) for name, value in environment.items()})
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         sys.argv = [main.__module__, *arguments]
         prepare()

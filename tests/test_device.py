@@ -28,8 +28,8 @@ def test_the_device_is_what_is_there_or_the_mistake_is_told(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(device, "local_world_size", lambda: processes)
-    if chosen in ("cpu", "cuda"):
-        assert choose_device(name) == torch.device(chosen)
+    if " " not in chosen:
+        assert choose_device(name).type == chosen
     else:
         with pytest.raises(UserError, match=chosen):
             choose_device(name)
@@ -39,8 +39,8 @@ def test_the_device_is_what_is_there_or_the_mistake_is_told(
 def test_bfloat16_that_is_slow_here_is_told(
     has_instructions: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: has_instructions)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: has_instructions)
     for name, dtype in (("cpu", "bfloat16"), ("cpu", "float32"), ("cuda", "bfloat16")):
         choose_device(name, dtype)
     assert capsys.readouterr().err.count("note: ") == (not has_instructions)

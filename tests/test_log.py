@@ -6,23 +6,12 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from part3_pretrain.runtime.log import note
 from tests.conftest import ROOT
 
 
-def test_a_line_reaches_a_pipe_while_the_command_goes_on() -> None:
+def test_a_line_reaches_a_pipe_while_the_command_goes_on_and_a_note_goes_to_stderr() -> None:
     # At its end a process would write what is still in the buffer, but for one that ends like this.
-    command = "from part3_pretrain.runtime.log import log; import os, time; log('half'); time.sleep(20); os._exit(0)"
+    code = "from part3_pretrain.runtime.log import log, note; import os; log('half'); note('slow'); os._exit(0)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with subprocess.Popen(
-        [sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    ) as working:
-        assert working.stdout.readline() == "half\n"
-        working.kill()
-
-
-def test_a_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    note("it is slow")
-    assert capsys.readouterr() == ("", "note: it is slow\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.stdout, done.stderr) == ("half\n", "note: slow\n")

@@ -17,16 +17,8 @@ from part3_pretrain.runtime.torchrun import is_local_main_process
 Config = TypeVar("Config")
 
 
-# ---------------------------------------------------------------------------------------------------- errors
-
-
 class UserError(Exception):
-    """Something that the user gave cannot be used.
-
-    Args:
-        cause: what is wrong.
-        cure: what the user can do about it.
-    """
+    """What the user gave cannot be used: what is wrong with it, and what can be done about it."""
 
     def __init__(self, cause: str, cure: str = "") -> None:
         super().__init__(f"{cause}; {cure}" if cure else cause)
@@ -42,7 +34,11 @@ def exit_status(main: Callable[[], None]) -> int:
     0 where it ends well; 2 after a user's mistake, which is told in one line; 130 after Ctrl-C and 143 after SIGTERM;
     141 where nobody reads its output any more, as behind `| head`, which is no mistake.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main()
         sys.stdout.flush()
@@ -53,12 +49,11 @@ def exit_status(main: Callable[[], None]) -> int:
         _print_error(str(error))
         return 2
     except ModuleNotFoundError as error:
-        cause = f"this Python has no package {error.name}"
         cure = "activate its environment (source .venv/bin/activate), or pip install -r requirements.txt"
-        _print_error(str(UserError(cause, cure)))
+        _print_error(str(UserError(f"this Python has no package {error.name}", cure)))
         return 2
     except KeyboardInterrupt as interrupt:
-        _print_to_stderr(f"interrupted: {str(interrupt) or 'nothing half-written was left behind'}")
+        _print_error(str(interrupt) or "nothing half-written was left behind", kind="interrupted")
         return 143 if isinstance(interrupt, Terminated) else 130
     return 0
 
@@ -69,21 +64,10 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300]
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated
-
-
-def _print_error(message: str) -> None:
-    _print_to_stderr("error:", *message.splitlines())  # a file's name may have a line break
-
-
-def _print_to_stderr(*words: str) -> None:
-    """Print a line, once on each machine: the other processes there have the same to say."""
+def _print_error(message: str, kind: str = "error") -> None:
+    """Print one line, though a file's name may have a line break, and once on each machine, where all say the same."""
     if is_local_main_process():
-        print(*words, file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------- options
+        print(f"{kind}:", *message.splitlines(), file=sys.stderr, flush=True)
 
 
 def option(
@@ -94,21 +78,15 @@ def option(
     decides_training: bool = True,
     **keywords: Any,
 ) -> Any:
-    """Return a dataclass field that is also a command-line option.
+    """Return a dataclass field that is also a command-line option; one that is False by default takes no value.
 
     Args:
-        help: what `--help` says of it.
         allowed, is_valid: which values are allowed, in words and as a test.
         decides_training: whether another value would make another training, which --resume has to refuse.
         keywords: passed on to `ArgumentParser.add_argument`.
     """
-    metadata = {
-        "allowed": allowed,
-        "is_valid": is_valid,
-        "decides_training": decides_training,
-        "argument": {"help": help, **keywords},
-    }
-    return field(default=default, metadata=metadata)
+    metadata = {"allowed": allowed, "is_valid": is_valid, "decides_training": decides_training}
+    return field(default=default, metadata={**metadata, "argument": {"help": help, **keywords}})
 
 
 # For `option`. What decides a training is what a file holds, and not its name.
@@ -143,25 +121,16 @@ def deciding_options(config: Any) -> dict[str, Any]:
     return {flag(f.name): getattr(config, f.name) for f in fields(config) if f.metadata["decides_training"]}
 
 
-# ---------------------------------------------------------------------------------------------------- parsing
-
-
 def parse(
     config: type[Config], prog: str, description: str, example: str, arguments: list[str] | None = None
 ) -> Config:
     """Read the command line into the dataclass. Exits with status 2 and one line where it cannot be used."""
-    parser = OneLineParser(
-        prog=prog,
-        description=description,
-        epilog=f"example: {example}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    show_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = OneLineParser(prog, description=description, epilog=f"example: {example}", formatter_class=show_defaults)
     options = fields(config)  # type: ignore[arg-type]
     for one in options:
-        keywords = dict(one.metadata["argument"])
-        if "action" not in keywords:
-            keywords.setdefault("type", type(one.default))
-        parser.add_argument(flag(one.name), default=one.default, **keywords)
+        kind = {"action": "store_true"} if one.default is False else {"type": type(one.default)}
+        parser.add_argument(flag(one.name), default=one.default, **(kind | one.metadata["argument"]))
     parsed = config(**vars(parser.parse_args(arguments)))
     for one in options:
         value = getattr(parsed, one.name)

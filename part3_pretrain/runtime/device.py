@@ -13,8 +13,7 @@ from part3_pretrain.runtime.torchrun import local_world_size
 def choose_device(name: str, dtype: str = "float32") -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`, and note where it is slow in this number format.
 
-    Raises:
-        UserError: there is no GPU where cuda is asked for, or not one for each process of this machine.
+    Raises UserError where cuda is asked for and missing, or there is not one GPU for each process of this machine.
     """
     gpus, processes = torch.cuda.device_count(), local_world_size()
     if name == "cuda" and not gpus:

@@ -42,8 +42,7 @@ def rank() -> int:
 def process_group(shard: bool) -> Iterator[None]:
     """Connect the processes that torchrun has started, and silence all but rank 0.
 
-    Raises:
-        UserError: another process has died; or `shard` is asked for, and torchrun has not started this process.
+    Raises UserError where another one has died, or `shard` is asked for and torchrun has not started this process.
     """
     if not launched_by_torchrun():
         if shard:
@@ -62,29 +61,19 @@ def process_group(shard: bool) -> Iterator[None]:
         with _silence() if rank() else nullcontext():
             yield
     except (RuntimeError, Terminated) as error:
-        if not _tells_of_a_death(error):
+        # torchrun tells of a death by SIGTERM, which may come while a process ends because it has noticed it itself.
+        noticed = error.__context__ if isinstance(error, Terminated) else error
+        if not isinstance(noticed, dist.DistError) and "gloo" not in str(noticed):
             raise
-        raise UserError(
-            "another process of this job was killed, or said why it ended",
-            "the same command with --resume goes on from the state that was saved last",
-        ) from error
+        cure = "the same command with --resume goes on from the state that was saved last"
+        raise UserError("another process of this job was killed, or said why it ended", cure) from error
     dist.destroy_process_group()
-
-
-def _tells_of_a_death(error: BaseException) -> bool:
-    """Return whether a process ends because another one has died."""
-    # torchrun tells the others by SIGTERM, which may come while they end because they have noticed it themselves.
-    noticed = error.__context__ if isinstance(error, Terminated) else error
-    return isinstance(noticed, dist.DistError) or "gloo" in str(noticed)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-# ---------------------------------------------------------------------------------------------------- collectives
 
 
 def shard(items: Any) -> Any:
@@ -104,18 +93,18 @@ def all_gather(part: Sequence[T]) -> list[T]:
 
 def all_reduce_sum(*values: float) -> list[float]:
     """Return each number added up over the ranks."""
-    return _all_reduce(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM).tolist()
+    sums = torch.tensor(values, dtype=torch.float64)
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def all_reduce_max(value: int) -> int:
     """Return the largest of the ranks' numbers."""
-    return int(_all_reduce(torch.tensor(value), dist.ReduceOp.MAX))
-
-
-def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    largest = torch.tensor(value)
     if world_size() > 1:
-        dist.all_reduce(tensor, operation)
-    return tensor
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def barrier() -> None:
@@ -124,15 +113,8 @@ def barrier() -> None:
         dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
 
 
-# ---------------------------------------------------------------------------------------------------- models
-
-
 class LossModule(nn.Module):
-    """A loss as a module: DDP and FSDP2 act where a module's forward pass begins.
-
-    Args:
-        loss: called with the model and with all that the module is called with.
-    """
+    """A loss of a model and a batch as a module of the batch: DDP and FSDP2 act where a module's forward begins."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -163,11 +145,7 @@ def data_parallel(model: Transformer, loss: Callable[..., Tensor], shard: bool, 
 
 
 def set_requires_gradient_sync(loss_module: nn.Module, requires_gradient_sync: bool) -> None:
-    """Set whether the next backward pass ends in an exchange; only the last one before a step needs to.
-
-    Args:
-        loss_module: what `data_parallel` returned.
-    """
+    """Set whether the next backward pass ends in an exchange; only the last one before a step needs to."""
     if isinstance(loss_module, DistributedDataParallel):
         loss_module.require_backward_grad_sync = requires_gradient_sync
     elif isinstance(loss_module.model, FSDPModule):

@@ -16,7 +16,7 @@ from part3_pretrain.runtime.torchrun import is_main_process
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place, on disk, once the block has ended well.
+    """Give a temporary file that takes the place of `path`, on disk, once the block has ended well.
 
     Raises UserError where it cannot be written, as on a full disk; what was there before stays.
     """
@@ -32,10 +32,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises one on top
         if not isinstance(cause, OSError):
             raise
-        raise UserError(
-            f"cannot write {path}: {cause.strerror or cause}",
-            "what was there before is untouched; make room or choose another folder",
-        ) from error
+        cure = "what was there before is untouched; make room or choose another folder"
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}", cure) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -43,16 +41,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `folder` that takes its place once the block has ended well.
+    """Give a temporary folder that takes the place of `folder` once the block has ended well.
 
     Raises UserError where that cannot be written; `folder` must be missing or empty.
     """
-    check_writable(folder.absolute().parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    target = folder.absolute()
+    check_writable(target.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o755)  # `mkdtemp` makes it for the owner alone
-        temporary.replace(folder.absolute())
+        temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}", "make room or choose another") from error
     finally:
@@ -68,9 +67,8 @@ def check_not_folder(*paths: Path) -> None:
     """Raise UserError where a folder stands in the place of a file that is to be written."""
     for path in paths:
         if path.is_dir():
-            raise UserError(
-                f"{path} is a folder, and a file of that name is to be written", "move it or choose another"
-            )
+            cause = f"{path} is a folder, and a file of that name is to be written"
+            raise UserError(cause, "move it or choose another")
 
 
 def check_writable(*folders: Path) -> None:
@@ -93,29 +91,20 @@ def locked(*folders: Path) -> Iterator[None]:
     """
     made = [folder for folder in folders if not folder.exists()]
     check_writable(*folders)
-    with ExitStack() as stack:
-        for folder in made:
-            stack.callback(_remove_if_empty, folder)
-        if is_main_process():
-            for folder in {folder.resolve() for folder in folders}:
-                stack.callback(os.close, _lock(folder))
-        yield
-
-
-def _lock(folder: Path) -> int:
-    """Lock the folder itself, which leaves no file in it, and return the descriptor that holds the lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise UserError(f"another run is writing to {folder}", "wait for its end or choose another") from error
-        # as on some network drives
-        raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
-    return descriptor
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
+        with ExitStack() as stack:
+            for folder in {folder.resolve() for folder in folders if is_main_process()}:
+                descriptor = os.open(folder, os.O_RDONLY)  # of the folder itself: no file is left in it
+                stack.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    cause = f"another run is writing to {folder}"
+                    raise UserError(cause, "wait for its end or choose another") from error
+                except OSError as error:  # as on some network drives
+                    raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
+            yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()

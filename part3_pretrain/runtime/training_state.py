@@ -5,10 +5,8 @@ from __future__ import annotations
 import signal
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,41 +14,36 @@ from torch import nn
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import Terminated, UserError
 from part3_pretrain.runtime.log import log, note
-from part3_pretrain.runtime.state_file import StateFile
-from part3_pretrain.runtime.state_folder import StateFolder
+from part3_pretrain.runtime.state_store import StateFile, StateFolder, Values
 from part3_pretrain.runtime.torchrun import launched_by_torchrun, restart_count
 
 
-class TrainingState:
+class TrainingState(AbstractContextManager["TrainingState"]):
     """Saves a training as it goes, and restores one that was interrupted.
 
     A context manager around all that a command does from the first step on: what was saved is removed when the block
-    ends well, and stays when it does not. It is a file; started by torchrun, it is a folder beside that file's place,
-    from which any number of processes can go on.
+    ends well, and stays when it does not.
+    Raises UserError where that is damaged, or belongs to a run that something else decided.
 
     Args:
-        path: the file; without it, nothing is saved.
+        path: the file; started by torchrun, a folder beside its place is used instead. Without it, nothing is saved.
         run: all that decides the result, by names that tell the user what it is; plain values.
         save_every: optimizer steps from one save to the next.
         resume: whether to go on from what was saved, if there is anything.
-
-    Raises:
-        UserError: what was saved is damaged, or belongs to a run that something else decided.
     """
 
     def __init__(
-        self, path: Path | None = None, run: dict[str, Any] | None = None, save_every: int = 1, resume: bool = False
+        self, path: Path | None = None, run: Values | None = None, save_every: int = 1, resume: bool = False
     ) -> None:
-        self.run, self.save_every = run or {}, save_every
-        self.steps_since_save = 0
+        self.run, self.save_every, self.steps_since_save = run or {}, save_every, 0
         self.signal = 0  # the number of the one that waits
-        self.saved_values: dict[str, Any] | None = None
+        self.saved_values: Values | None = None
         self.store: StateFile | StateFolder | None = None
         if path is not None:
             self.store = StateFolder(path.with_suffix("")) if launched_by_torchrun() else StateFile(path)
-            self._look_for_saved(self.store, resume or restart_count() > 0)
+            self._read(self.store, resume or restart_count() > 0)
 
-    def _look_for_saved(self, store: StateFile | StateFolder, resume: bool) -> None:
+    def _read(self, store: StateFile | StateFolder, resume: bool) -> None:
         if not store.exists():
             if resume:
                 log(f"nothing to resume: there is no {store.path}; starting from the beginning")
@@ -62,16 +55,13 @@ class TrainingState:
         for name in sorted(saved_run.keys() | self.run.keys()):
             before, now = saved_run.get(name), self.run.get(name)
             if before != now:
-                raise UserError(
-                    f"{store.path} cannot be resumed: {name} was {before} and is {now}",
-                    "go on with what it was, or start anew without --resume",
-                )
+                cause = f"{store.path} cannot be resumed: {name} was {before} and is {now}"
+                raise UserError(cause, "go on with what it was, or start anew without --resume")
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put weights, moments and random numbers of the last save back in place.
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Values:
+        """Put weights, moments and random numbers of the last save back in place, and return its plain values.
 
-        Returns:
-            The plain values of that save; none where there is nothing to resume.
+        Where there is nothing to resume, these are `{}`.
         """
         if self.store is None or self.saved_values is None:
             return {}
@@ -88,15 +78,11 @@ class TrainingState:
         self.steps_since_save += 1
         return bool(distributed.all_reduce_max(self.signal)) or self.steps_since_save >= self.save_every
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
-        """Save the state between two steps.
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, values: Values) -> None:
+        """Save the state between two steps, and in `values` all else that the training goes on from.
 
-        Args:
-            values: all else that the training goes on from; plain, so that it can be written as JSON.
-
-        Raises:
-            UserError: it cannot be written; the save before stays.
-            KeyboardInterrupt: a signal to any of the processes waited for this save, which is done.
+        Raises UserError where it cannot be written and the save before stays; KeyboardInterrupt after a save for which
+        a signal to any of the processes waited.
         """
         if self.store is None:
             return
@@ -118,7 +104,7 @@ class TrainingState:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-        def wait(number: int, frame: FrameType | None) -> None:
+        def wait(number: int, frame: object) -> None:
             self.signal = number
             if not launched_by_torchrun():  # which sends more than one
                 restore_handlers()
@@ -130,12 +116,7 @@ class TrainingState:
         finally:
             restore_handlers()
 
-    def __enter__(self) -> TrainingState:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self.store is None:
             return
         if error is None:
