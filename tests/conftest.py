@@ -41,6 +41,7 @@ from part4_sft.terminal import interview
 
 Outcome = tuple[int | str | None, str, str]  # exit status, stdout, stderr
 Command = Callable[..., Outcome]
+TypeKeys = Callable[..., tuple[str, list[str]]]  # what is printed at the end, and the screens
 ROOT = Path(__file__).parents[1]
 
 
@@ -115,15 +116,10 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         command = [sys.executable, "-m", module, *map(str, arguments)]
         settings = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
-        settings |= {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[1])} | environment
+        settings |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | environment
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
         self.process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=settings,
-            start_new_session=True,
-            preexec_fn=_interactive,
+            command, **streams, env=settings, start_new_session=True, preexec_fn=_interactive
         )
         os.close(slave)
 
@@ -183,7 +179,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.fixture
-def type_keys(run_main: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str]]]:
+def type_keys(run_main: Command, monkeypatch: pytest.MonkeyPatch) -> TypeKeys:
     """Calls a command that asks a person who types these keys; returns what it printed and all screens it drew."""
 
     def call(main: Callable[[], None], keys: str, *arguments: object) -> tuple[str, list[str]]:

@@ -25,11 +25,11 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def ask(run_main: Command, finished_run: FinishedRun) -> Ask:
-    """Lets both models of a run reply to a message, as JSON; replies have as many tokens as in the run."""
+    """Both models of a run reply to a message, as JSON; replies have as many tokens as in the run."""
 
     def call(context: str, *options: object) -> dict[str, Any]:
-        asked = ["--model", finished_run.checkpoint, "--context", context, "--json", "--max-new-tokens", 12]
-        status, printed, complained = run_main(chat.main, *asked, *options)
+        fixed = ["--model", finished_run.checkpoint, "--context", context, "--json", "--max-new-tokens", 12]
+        status, printed, complained = run_main(chat.main, *fixed, *options)
         assert (status, complained) == (0, "")
         return json.loads(printed)
 
@@ -37,9 +37,11 @@ def ask(run_main: Command, finished_run: FinishedRun) -> Ask:
 
 
 def test_models_reply_as_in_the_evaluation(ask: Ask, finished_run: FinishedRun) -> None:
-    for entry in finished_run.read("replies.json")[:3]:
+    for entry in finished_run.read("replies.json")[:2]:
         firsts = {name: entry["samples"][name][0] for name in ("pretrained", "sft")}
         assert ask(entry["context"]) == {"context": entry["context"], **firsts}
+        assert firsts["sft"].keys() == {"text", "stops_by_itself", "rating", "faults"}
+    assert ask("How are you?")["sft"].keys() == {"text", "stops_by_itself"}  # is not of the retail world
 
 
 def test_options_of_sampling_count(ask: Ask) -> None:
@@ -49,11 +51,6 @@ def test_options_of_sampling_count(ask: Ask) -> None:
     assert reply() == reply() and len({reply(), reply("--seed", 1), reply("--temperature", 5)}) == 3
     assert reply("--temperature", 0) == reply("--top-k", 1) == reply("--top-p", 0.001) != reply()
     assert reply("--max-new-tokens", 5) != reply() and reply().startswith(reply("--max-new-tokens", 5))
-
-
-def test_what_is_not_of_the_retail_world_is_not_rated(ask: Ask) -> None:
-    assert ask("How are you?")["sft"].keys() == {"text", "stops_by_itself"}
-    assert ask(CONTEXT)["sft"].keys() == {"text", "stops_by_itself", "rating", "faults"}
 
 
 def test_every_line_of_a_program_is_answered(
@@ -72,9 +69,6 @@ def test_every_line_of_a_program_is_answered(
     assert (status, asked, blank, hello, end) == (0, f"customer: {CONTEXT}", "", "customer: Hello", "")
     rated = f"(rated {first['sft']['rating']:.1f}; {'; '.join(first['sft']['faults'])})"
     assert sft == f"fine-tuned: {first['sft']['text']} {rated}" and pretrained.startswith("pretrained: ")
-
-
-# ---------------------------------------------------------------------------------------------------- models
 
 
 def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
@@ -112,28 +106,23 @@ def test_mistakes_end_in_one_line(
     assert_refused(run_main(chat.main, "--model", sft), "the input is not utf-8 text; convert it with iconv")
 
 
-# ---------------------------------------------------------------------------------------------------- the screen
-
-
 def test_replies_grow_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"word{number}" for number in range(200)]  # in a column of 37, more lines than the screen has
     growing = [(" ".join(words[:count]), False) for count in range(0, 201, 20)]
     show_side_by_side(CONTEXT, {"pretrained": iter(growing), "sft": iter([("I am sorry.", True)])})
-    screen = pyte.HistoryScreen(80, 24, history=1000)
-    screen.set_mode(pyte.modes.LNM)  # a new line begins at the left, as terminals make it
     frames = capsys.readouterr().out.split("\r")
     assert len(frames) == 1 + len(growing) + 1  # the heading, the replies as they grow, and with their ratings
+    screen = pyte.HistoryScreen(80, 24, history=1000)
+    screen.set_mode(pyte.modes.LNM)  # a new line begins at the left, as terminals make it
     pyte.Stream(screen).feed("\r".join(frames[:3]))
-    assert [line.rstrip() for line in screen.display[:3]] == [
+    assert [line.rstrip() for line in screen.display[:2]] == [
         f"{'pretrained':40}fine-tuned",
         f"{'word0 word1 word2 word3 word4 word5':40}I am sorry.",
-        "word6 word7 word8 word9 word10 word11",
     ]
     pyte.Stream(screen).feed("\r" + "\r".join(frames[3:]))
-    scrolled = ["".join(line[column].data for column in range(80)) for line in screen.history.top]
-    lines = [line.rstrip() for line in [*scrolled, *screen.display]]
-    left, right = "\n".join(line[:40] for line in lines), " ".join(line[40:] for line in lines)
-    assert re.findall(r"word\d+", left) == words and lines[0].startswith("pretrained")  # nothing is there twice
+    lines = ["".join(line[column].data for column in range(80)) for line in screen.history.top] + screen.display
+    left, right = "\n".join(line[:40] for line in lines), " ".join(line[40:].rstrip() for line in lines)
+    assert re.findall(r"word\d+", left) == words and left.startswith("pretrained")  # nothing is there twice
     assert left.count("(rated 1.0;") == 1 and right.startswith("fine-tuned I am sorry. (rated 1.6; does not name")
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import pytest
 
 from part4_sft import compare
 from part4_sft.compare import load_questions, wilson_interval
-from tests.conftest import Command, assert_refused
-
-TypeKeys = Callable[..., tuple[str, list[str]]]
+from tests.conftest import Command, TypeKeys, assert_refused
 
 
 @pytest.fixture
@@ -27,13 +25,11 @@ def path(tmp_path: Path) -> Path:
 
 def test_each_model_is_a_now_and_then_and_always_the_same(path: Path) -> None:
     questions = load_questions(path)
-    assert [item.parts[0] for item in questions] == [("Customer", f"question {n}") for n in range(12) if n != 3]
-    for item, model_by_key in questions.items():
-        number = item.parts[0][1].removeprefix("question ")
-        good, poor = f"good {number}", f"poor {number}"
-        a_is_good = model_by_key == {"a": "sft", "b": "pretrained", "t": "tie"}
-        assert a_is_good or model_by_key == {"a": "pretrained", "b": "sft", "t": "tie"}
-        assert item.parts[1:] == ((("A", good), ("B", poor)) if a_is_good else (("A", poor), ("B", good)))
+    numbers = [n for n in range(12) if n != 3]
+    for n, (item, models) in zip(numbers, questions.items(), strict=True):
+        text_of = {"sft": f"good {n}", "pretrained": f"poor {n}"}
+        assert item.parts == (("Customer", f"question {n}"), ("A", text_of[models["a"]]), ("B", text_of[models["b"]]))
+        assert {models["a"], models["b"]} == set(text_of) and models["t"] == "tie"
     # Journals of people who have voted name these questions: the draw may never change.
     assert "".join("s" if keys["a"] == "sft" else "p" for keys in questions.values()) == "ssssspsspps"
 
@@ -54,29 +50,20 @@ def test_votes_of_all_are_added_up(path: Path, run_main: Command, type_keys: Typ
     assert run_main(compare.main, path, "--report")[1] == f"nobody has voted on {path} yet\n"
     type_keys(compare.main, "tt", path, "--annotator", "cleo")
     assert run_main(compare.main, path, "--report")[1] == "cleo: 2 ties and nothing else\n"
-    printed, _ = type_keys(compare.main, "aauaaa", path, "--annotator", "anna")
-    assert len(printed.splitlines()) == 3 and "all: " in printed
+    type_keys(compare.main, "aauaaa", path, "--annotator", "anna")
     type_keys(compare.main, "", path, "--annotator", "dora")  # has looked only
     printed, _ = type_keys(compare.main, "bbt", path, "--annotator", "ben")
-    anna, ben, _, everybody = printed.splitlines()
-    assert anna.startswith("anna: ") and " of 4 votes" in anna and "; 0 ties" in anna
-    assert ben.startswith("ben: ") and " of 2 votes" in ben and "; 1 ties" in ben
-    assert everybody.startswith("all: ") and " of 6 votes" in everybody and "; 3 ties" in everybody
+    found = re.findall(r"^(\w+): .+ of (\d+) votes, .+; (\d+) ties$", printed, re.MULTILINE)
+    assert found == [("anna", "4", "0"), ("ben", "2", "1"), ("all", "6", "3")] and len(printed.splitlines()) == 4
     assert "3 of 11 compared" in type_keys(compare.main, "", path, "--annotator", "ben")[1][0]
 
 
 @pytest.mark.parametrize(
-    ("wins", "votes", "interval"),
-    # scipy 1.15: binomtest(wins, votes).proportion_ci(method="wilson")
-    [
-        (0, 10, (0.0, 0.2775327998628892)),
-        (9, 10, (0.5958499732047615, 0.9821237869049271)),
-        (1, 1, (0.20654931437723745, 1.0)),
-        (50, 100, (0.4038315303659956, 0.5961684696340044)),
-    ],
+    ("wins", "votes", "low", "high"),  # scipy 1.15: binomtest(wins, votes).proportion_ci(method="wilson")
+    [(0, 10, 0.0, 0.2775327998628892), (9, 10, 0.5958499732047615, 0.9821237869049271), (1, 1, 0.20654931437723745, 1)],
 )
-def test_the_interval_is_wilsons(wins: int, votes: int, interval: tuple[float, float]) -> None:
-    assert wilson_interval(wins, votes) == pytest.approx(interval, abs=1e-9)
+def test_the_interval_is_wilsons(wins: int, votes: int, low: float, high: float) -> None:
+    assert wilson_interval(wins, votes) == pytest.approx((low, high), abs=1e-9)
 
 
 @pytest.mark.parametrize(
