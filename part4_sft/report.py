@@ -1,7 +1,4 @@
-"""What a person reads after a run: the loss curve, the written report and the summary in the terminal.
-
-Every number comes from `evaluation.json`.
-"""
+"""What a person reads after a run: loss curve, report and summary, all of them made from `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -17,33 +14,29 @@ from part4_sft.metrics import HEADLINE_MEASURES
 
 
 class Measure(NamedTuple):
-    """How a measure is presented: its name, the format of its values, which values are better, and what it means."""
+    """How a measure is presented."""
 
     name: str
-    format: str
-    better: str
     meaning: str
+    format: str = ".1%"
+    better: str = "higher"
 
 
 MEASURES = {
-    "bleu": Measure("BLEU", ".3f", "higher", "mean sentence BLEU against the reference reply, smoothed"),
-    "corpus_bleu": Measure("corpus BLEU", ".3f", "higher", "BLEU of all n-grams counted together"),
-    "rouge_l": Measure("ROUGE-L", ".3f", "higher", "mean F1 of the longest common subsequence with that reply"),
-    "rating": Measure("rating", ".2f", "higher", "mean rating by the rubric, 1.0 to 5.0"),
-    "rated_4_or_more": Measure("rated 4.0 or more", ".1%", "higher", "share of replies that count as high quality"),
-    "right_item": Measure("right item", ".1%", "higher", "names the customer's item, letter for letter"),
-    "wrong_item": Measure("wrong item", ".1%", "lower", "names another item of the catalogue"),
-    "right_resolution": Measure(
-        "right resolution", ".1%", "higher", "gives what the policy prescribes, and nothing else"
-    ),
-    "right_order_number": Measure(
-        "right order number", ".1%", "higher", "cites it exactly, of the contexts that give one"
-    ),
-    "both_problems_resolved": Measure("both problems", ".1%", "higher", "resolves both, of the contexts with two"),
-    "stops_by_itself": Measure("stops by itself", ".1%", "higher", "ends with `<EOS>` within the token limit"),
-    "length_ratio": Measure("length ratio", ".2f", "near 1", "words of the replies per word of the references"),
-    "distinct_2": Measure("distinct-2", ".3f", "near that of references", "different pairs of words among all pairs"),
-    "perplexity": Measure("perplexity", ".2f", "lower", "of the reference's tokens, given the context"),
+    "bleu": Measure("BLEU", "mean sentence BLEU against the reference reply, smoothed", ".3f"),
+    "corpus_bleu": Measure("corpus BLEU", "BLEU of all n-grams counted together", ".3f"),
+    "rouge_l": Measure("ROUGE-L", "mean F1 of the longest common subsequence with that reply", ".3f"),
+    "rating": Measure("rating", "mean rating by the rubric, 1.0 to 5.0", ".2f"),
+    "rated_4_or_more": Measure("rated 4.0 or more", "share of replies that count as high quality"),
+    "right_item": Measure("right item", "names the customer's item, letter for letter"),
+    "wrong_item": Measure("wrong item", "names another item of the catalogue", better="lower"),
+    "right_resolution": Measure("right resolution", "gives what the policy prescribes, and nothing else"),
+    "right_order_number": Measure("right order number", "cites it exactly, of the contexts that give one"),
+    "both_problems_resolved": Measure("both problems", "resolves both, of the contexts with two"),
+    "stops_by_itself": Measure("stops by itself", "ends with `<EOS>` within the token limit"),
+    "length_ratio": Measure("length ratio", "words of the replies per word of the references", ".2f", "near 1"),
+    "distinct_2": Measure("distinct-2", "different pairs of words among all pairs", ".3f", "near that of references"),
+    "perplexity": Measure("perplexity", "of the reference's tokens, given the context", ".2f", "lower"),
 }
 EPOCH_CURVES = {  # key in `by_epoch`: (label, marker and line, colour)
     "rated_4_or_more": ("share rated 4.0 or more", "o-", BLUE),
@@ -51,11 +44,15 @@ EPOCH_CURVES = {  # key in `by_epoch`: (label, marker and line, colour)
     "bleu": ("BLEU", "^-", GREEN),
 }
 AUTHORS = {"pretrained": "pretrained", "sft": "SFT", "ceiling": "ideal agent"}
-UNSEEN_WORDING = "Sentence patterns that occur nowhere in the training of either model."
-UNSEEN_PHRASE = (
-    "The problem is said with a phrase that occurs in pretraining alone, in messages that say a problem twice and that "
-    "no agent answers. No reply to it was ever seen; its meaning had to be learnt from its company."
-)
+MODELS = ("pretrained", "sft")
+UNSEEN_SETS = {  # key in `evaluation.json`: (title, what was not seen)
+    "unseen_wording": ("Unseen wordings", "Sentence patterns that occur nowhere in the training of either model."),
+    "unseen_phrase": (
+        "Unseen phrases",
+        "The problem is said with a phrase that occurs in pretraining alone, in messages that say a problem twice and "
+        "that no agent answers. No reply to it was ever seen; its meaning had to be learnt from its company.",
+    ),
+}
 MIN_TEST_CONTEXTS = 20  # resampling fewer says too little about other contexts
 
 
@@ -67,7 +64,7 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
         by_epoch: the entries of `evaluation.json`; epoch 0 is the model before fine-tuning.
     """
     epochs = [entry["epoch"] for entry in by_epoch]
-    steps_per_epoch = len(losses) / max(1, epochs[-1])
+    steps_per_epoch = len(losses) / epochs[-1]
     figure = Figure(figsize=(8, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     plot_losses(upper, [step / steps_per_epoch for step in range(1, len(losses) + 1)], losses)
@@ -80,8 +77,8 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
     for key, (label, style, color) in EPOCH_CURVES.items():
         if key in by_epoch[0]:
             lower.plot(epochs, [entry[key] for entry in by_epoch], style, color=color, label=label)
-    lower.set(title="Replies really generated to validation contexts", ylim=(0, 1.05))
-    lower.set(xlabel="epoch", ylabel="score (0 to 1)")
+    title = "Replies really generated to validation contexts"
+    lower.set(title=title, xlabel="epoch", ylabel="score (0 to 1)", ylim=(0, 1.05))
     for axes in (upper, lower):
         for epoch, name in {3: "first setting", 5: "default"}.items():
             if epoch in epochs and "rated_4_or_more" in by_epoch[0]:  # the assignment's, on its own data
@@ -94,25 +91,26 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
         figure.savefig(temporary, dpi=150)
 
 
-# ---------------------------------------------------------------------------------------------------- report
-
-
 def save_report(path: Path, evaluation: dict[str, Any]) -> None:
-    """Write the report of a run in Markdown, with links to its sections; one without paragraphs is left out."""
+    """Write the report of a run in Markdown, without sections about what was not measured."""
     sections = {
         "Before and after": _before_and_after(evaluation),
         "Is the difference real?": _comparison(evaluation),
         "Loss": ["![loss curve](loss_curve.png)"],
         "Epoch by epoch": _epoch_by_epoch(evaluation),
-        "Unseen wordings": _unseen(evaluation, "unseen_wording", UNSEEN_WORDING),
-        "Unseen phrases": _unseen(evaluation, "unseen_phrase", UNSEEN_PHRASE),
-        "Untidy contexts": _untidy_contexts(evaluation),
-        "Could a look-up do it?": _look_up(evaluation),
-        "What goes wrong": _what_goes_wrong(evaluation),
-        "Side by side": _side_by_side(evaluation),
     }
-    sections = {title: paragraphs for title, paragraphs in sections.items() if paragraphs}
-    report = ["# Supervised fine-tuning: what came out", _introduction(evaluation), _contents(list(sections))]
+    for key, (title, meaning) in UNSEEN_SETS.items():
+        if key in evaluation:
+            sections[title] = [meaning, score_table(evaluation[key])]
+    if "robustness" in evaluation:
+        sections["Untidy contexts"] = _untidy_contexts(evaluation["robustness"])
+    sections["Could a look-up do it?"] = _look_up(evaluation["sft"], evaluation["baselines"])
+    if "worst_replies" in evaluation:
+        sections["What goes wrong"] = _what_goes_wrong(evaluation)
+    sections["Side by side"] = _side_by_side(evaluation["examples"])
+    anchors = [re.sub("[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in sections]  # as GitHub makes them
+    contents = "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(sections, anchors))
+    report = ["# Supervised fine-tuning: what came out", _introduction(evaluation), contents]
     for title, paragraphs in sections.items():
         report += [f"## {title}", *paragraphs]
     with atomic_write(path) as temporary:
@@ -130,15 +128,8 @@ def _introduction(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _contents(titles: list[str]) -> str:
-    """Return links to the sections, whose anchors are those that GitHub makes of their titles."""
-    anchors = [re.sub("[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles]
-    return "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(titles, anchors))
-
-
 def _before_and_after(evaluation: dict[str, Any]) -> list[str]:
-    scores = {author: evaluation[author] for author in AUTHORS if author in evaluation}
-    paragraphs = [score_table(scores, explained=True)]
+    paragraphs = [score_table({name: evaluation[name] for name in AUTHORS if name in evaluation}, explained=True)]
     if "ceiling" in evaluation:
         paragraphs.append(
             "The *ideal agent* is a second, independently written ideal reply to the same context, scored like a "
@@ -152,11 +143,11 @@ def _before_and_after(evaluation: dict[str, Any]) -> list[str]:
         f"{deviations['bleu']:.3f} for BLEU and {deviations['rouge_l']:.3f} for ROUGE-L ({AUTHORS[author]})"
         for author, deviations in samples["spread"].items()
     )
-    return [
-        *paragraphs,
+    paragraphs.append(
         f"Every model wrote {samples['per_context']} replies to each context, and its scores are their means. From one "
-        f"set of replies to the next the scores have a standard deviation of {spread}.",
-    ]
+        f"set of replies to the next the scores have a standard deviation of {spread}."
+    )
+    return paragraphs
 
 
 def _comparison(evaluation: dict[str, Any]) -> list[str]:
@@ -166,19 +157,18 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
         lines.append(
             f"- **{MEASURES[key].name}** changed by {comparison['difference']:+.3f}; on other contexts of this kind by "
             f"{low:+.3f} to {high:+.3f} (95% interval, p = {comparison['p_value']:.4f}): "
-            f"{verdict(comparison, evaluation['dataset']['sft_test'])}."
+            f"{verdict(low, high, evaluation['dataset']['sft_test'])}."
         )
     return ["\n".join(lines), "The intervals come from 10,000 paired bootstrap resamples of the test contexts."]
 
 
-def verdict(comparison: dict[str, Any], contexts: int) -> str:
-    """Say what the comparison of both models on so many test contexts shows, to the three digits that are printed."""
-    low, high = (round(bound, 3) for bound in comparison["ci95"])
+def verdict(low: float, high: float, contexts: int) -> str:
+    """Say what the interval of a difference on so many test contexts shows, to the three digits that are printed."""
     if contexts < MIN_TEST_CONTEXTS:
         return f"{contexts} test contexts are too few to tell"
-    if low > 0:
+    if round(low, 3) > 0:
         return "the fine-tuned model is better"
-    if high < 0:
+    if round(high, 3) < 0:
         return "the fine-tuned model is worse"
     return "this does not show that either model is better"
 
@@ -186,72 +176,51 @@ def verdict(comparison: dict[str, Any], contexts: int) -> str:
 def _epoch_by_epoch(evaluation: dict[str, Any]) -> list[str]:
     by_epoch = evaluation["by_epoch"]
     settings = ", epoch 3 the assignment's first setting, epoch 5 the default" if "ceiling" in evaluation else ""
-    best, last = min(by_epoch, key=lambda entry: entry["validation_loss"])["epoch"], by_epoch[-1]["epoch"]
-    advice = "; it was still falling, so more epochs may be better" if best == last else ""
-    explanation = (
+    best = min(by_epoch, key=lambda entry: entry["validation_loss"])
+    advice = "; it was still falling, so more epochs may be better" if best is by_epoch[-1] else ""
+    measures = {key: MEASURES[key] for key in EPOCH_CURVES if key in by_epoch[0]}
+    rows = []
+    for entry in by_epoch:
+        train_loss = "-" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}"
+        scores = [format(entry[key], measure.format) for key, measure in measures.items()]
+        rows.append([str(entry["epoch"]), train_loss, f"{entry['validation_loss']:.3f}", *scores])
+    header = ["epoch", "train loss", "validation loss", *(measure.name for measure in measures.values())]
+    return [
         "Measured on validation contexts, with really generated replies. Epoch 0 is the pretrained model"
-        f"{settings}. The validation loss is lowest after epoch {best}{advice}."
-    )
-    measures = [key for key in EPOCH_CURVES if key in by_epoch[0]]
-    rows = [
-        [
-            str(entry["epoch"]),
-            "-" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}",
-            f"{entry['validation_loss']:.3f}",
-            *(f"{entry[key]:{MEASURES[key].format}}" for key in measures),
-        ]
-        for entry in by_epoch
+        f"{settings}. The validation loss is lowest after epoch {best['epoch']}{advice}.",
+        markdown_table(header, rows),
     ]
-    header = ["epoch", "train loss", "validation loss", *(MEASURES[key].name for key in measures)]
-    return [explanation, markdown_table(header, rows)]
 
 
-def _unseen(evaluation: dict[str, Any], test_set: str, meaning: str) -> list[str]:
-    if test_set not in evaluation:
-        return []
-    return [meaning, score_table(evaluation[test_set])]
-
-
-def _untidy_contexts(evaluation: dict[str, Any]) -> list[str]:
-    if "robustness" not in evaluation:
-        return []
-    authors = ("pretrained", "sft")
+def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:
     rows = [
-        [name.replace("_", " "), *(f"{scores[author]['rated_4_or_more']:.1%}" for author in authors)]
-        for name, scores in evaluation["robustness"].items()
+        [name.replace("_", " "), *(f"{scores[author]['rated_4_or_more']:.1%}" for author in MODELS)]
+        for name, scores in robustness.items()
     ]
     return [
         "The test contexts once more: with a random typo each, in lower case, and about a product whose name is in "
         "no catalogue. An item counts as named if it is spelled as in the catalogue or as the customer spells it. "
         "Share rated 4.0 or more:",
-        markdown_table(["contexts", *(AUTHORS[author] for author in authors)], rows),
+        markdown_table(["contexts", *(AUTHORS[author] for author in MODELS)], rows),
     ]
 
 
-def _look_up(evaluation: dict[str, Any]) -> list[str]:
-    sft, baselines = evaluation["sft"], evaluation["baselines"]
-    measures = [key for key in HEADLINE_MEASURES if key in sft]
+def _look_up(sft: dict[str, float], baselines: dict[str, dict[str, float]]) -> list[str]:
+    names = {key: MEASURES[key].name for key in HEADLINE_MEASURES if key in sft}
     as_good = [
-        f"{name.replace('_', ' ')} in {MEASURES[key].name}"
-        for name, scores in baselines.items()
-        for key in measures
+        f"{baseline.replace('_', ' ')} in {name}"
+        for baseline, scores in baselines.items()
+        for key, name in names.items()
         if scores[key] >= sft[key]
     ]
+    result = f"Neither does as well as the fine-tuned model in any of {', '.join(names.values())}."
     if as_good:
         result = f"**A look-up does as well as the fine-tuned model: {', '.join(as_good)}.**"
-    else:
-        names = ", ".join(MEASURES[key].name for key in measures)
-        result = f"Neither does as well as the fine-tuned model in any of {names}."
-    return [
-        "The reply to the training context with the most similar words (TF-IDF), and the most common training reply. "
-        + result,
-        score_table({"sft": sft, **baselines}),
-    ]
+    them = "The reply to the training context with the most similar words (TF-IDF), and the most common training reply"
+    return [f"{them}. {result}", score_table({"sft": sft, **baselines})]
 
 
 def _what_goes_wrong(evaluation: dict[str, Any]) -> list[str]:
-    if "worst_replies" not in evaluation:
-        return []
     worst_first = sorted(evaluation["errors_by_category"].items(), key=lambda entry: -entry[1]["rated_below_4"])
     rows = [[category, str(errors["replies"]), f"{errors['rated_below_4']:.1%}"] for category, errors in worst_first]
     paragraphs = [
@@ -261,14 +230,14 @@ def _what_goes_wrong(evaluation: dict[str, Any]) -> list[str]:
     ]
     for reply in evaluation["worst_replies"]:
         reasons = "; ".join(reply["faults"]) or "nothing is wrong with it"
-        paragraphs.append(f"> {_escaped(reply['context'])}")
-        paragraphs.append(f"- {reply['rating']:.1f}, {reasons}: {_escaped(reply['text'])}")
+        text = f"- {reply['rating']:.1f}, {reasons}: {_escaped(reply['text'])}"
+        paragraphs += [f"> {_escaped(reply['context'])}", text]
     return paragraphs
 
 
-def _side_by_side(evaluation: dict[str, Any]) -> list[str]:
+def _side_by_side(examples: list[dict[str, Any]]) -> list[str]:
     paragraphs = ["Where a text has several lines, ` / ` stands between them."]
-    for example in evaluation["examples"]:
+    for example in examples:
         lines = []
         for author, name in {"pretrained": "Pretrained", "sft": "SFT", "reference": "Reference"}.items():
             rating = f" ({example[f'{author}_rating']:.1f})" if f"{author}_rating" in example else ""
@@ -279,24 +248,20 @@ def _side_by_side(evaluation: dict[str, Any]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Return a text in one line, in which nothing means anything in Markdown."""
-    one_line = " / ".join(text.split("\n"))
-    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", one_line) or "(nothing)"
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", text.replace("\n", " / ")) or "(nothing)"
 
 
 def score_table(scores: dict[str, dict[str, float]], explained: bool = False) -> str:
     """Return a Markdown table with one measure a row and one author a column, and what each measure means."""
     header = ["measure", *(AUTHORS.get(author, author.replace("_", " ")) for author in scores)]
-    if explained:
-        header += ["better", "meaning"]
     rows = []
     for key, measure in MEASURES.items():
-        if not any(key in of_author for of_author in scores.values()):
-            continue
-        row = [f"{of_author[key]:{measure.format}}" if key in of_author else "-" for of_author in scores.values()]
-        if explained:
-            row += [measure.better, measure.meaning]
-        rows.append([measure.name, *row])
-    return markdown_table(header, rows)
+        values = [f"{of_author[key]:{measure.format}}" if key in of_author else "-" for of_author in scores.values()]
+        if set(values) != {"-"}:
+            rows.append([measure.name, *values, measure.better, measure.meaning])
+    if not explained:
+        return markdown_table(header, [row[:-2] for row in rows])
+    return markdown_table([*header, "better", "meaning"], rows)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -304,9 +269,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
-
-
-# ---------------------------------------------------------------------------------------------------- terminal
 
 
 def describe_epoch(entry: dict[str, Any]) -> str:
@@ -324,11 +286,11 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
         print(f"  {path}")
     measures = {key: MEASURES[key] for key in HEADLINE_MEASURES if key in evaluation["sft"]}
     print("\n" + " " * 12 + "".join(f"{measure.name:>20}" for measure in measures.values()))
-    for author in ("pretrained", "sft"):
+    for author in MODELS:
         values = [format(evaluation[author][key], measure.format) for key, measure in measures.items()]
         print(f"{AUTHORS[author]:<12}" + "".join(f"{value:>20}" for value in values))
     print()
     for key, comparison in evaluation["comparison"].items():
         low, high = comparison["ci95"]
         change = f"{comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-        print(f"{MEASURES[key].name} {change}: {verdict(comparison, data['sft_test'])}")
+        print(f"{MEASURES[key].name} {change}: {verdict(low, high, data['sft_test'])}")

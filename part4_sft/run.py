@@ -29,7 +29,7 @@ from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretrainin
 from part4_sft.dataset import save_pairs
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, evaluate, validate
-from part4_sft.extras.lora import add_lora, merge_lora
+from part4_sft.extras.lora import add_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 from part4_sft.training import History, Validate, train
@@ -113,7 +113,7 @@ def fine_tune(
 
     history = train(model, examples, config, validate_and_tell, state, board.step if board else None)
     if lora:
-        merge_lora(lora)
+        lora.merge_and_unload()
     return history
 
 

@@ -22,9 +22,8 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.slow
 def test_the_curves_are_the_numbers_of_the_run(run_main: Command, finished_run: FinishedRun, tmp_path: Path) -> None:
-    board = tmp_path / "board"
-    assert run_main(sft.main, *finished_run.options, *in_folder(tmp_path), "--tensorboard", board)[0] == 0
-    evaluation, drawn = finished_run.read("evaluation.json"), curves(board)
+    assert run_main(sft.main, *finished_run.options, *in_folder(tmp_path), "--tensorboard", tmp_path / "board")[0] == 0
+    evaluation, drawn = finished_run.read("evaluation.json"), curves(tmp_path / "board")
     for name, losses in evaluation["steps"].items():
         assert drawn[f"training/{name}"] == pytest.approx(dict(enumerate(losses, start=1)), rel=1e-6)
     assert drawn["training/learning_rate"] == pytest.approx(dict.fromkeys(range(1, 5), 1e-3))
@@ -33,28 +32,23 @@ def test_the_curves_are_the_numbers_of_the_run(run_main: Command, finished_run: 
         assert drawn[f"validation/{name}"] == pytest.approx(by_step, rel=1e-6)
 
 
-def test_speed_leaves_out_the_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 2.0, 3.0, 100.0, 104.0])  # begin, step, step, end of the validation, step
+def test_speed_leaves_out_the_validation_and_what_an_earlier_run_wrote_later_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # of each run: begin, step, step, end of the validation, step
+    times = iter([0.0, 1.0, 2.0, 50.0, 51.0, 200.0, 202.0, 203.0, 300.0, 304.0])
     monkeypatch.setattr("part4_sft.extras.tensorboard.time.perf_counter", lambda: next(times))
-    board = TensorBoard(tmp_path, learning_rate=1e-3)
-    board.step(1, Step(loss=4.0, gradient_norm=1.5, tokens=10))
-    board.step(2, Step(loss=2.0, gradient_norm=1.0, tokens=10))
-    board.epoch({"epoch": 1, "train_loss": 3.0, "validation_loss": 1.5})
-    board.step(3, Step(loss=1.0, gradient_norm=0.5, tokens=80))
-    board.writer.close()
-    assert curves(tmp_path) == {
-        "training/loss": {1: 4.0, 2: 2.0, 3: 1.0},
-        "training/gradient_norm": {1: 1.5, 2: 1.0, 3: 0.5},
-        "training/learning_rate": dict.fromkeys((1, 2, 3), pytest.approx(1e-3)),
-        "training/response_tokens_per_second": {1: 5.0, 2: 10.0, 3: 20.0},
-        "validation/validation_loss": {2: 1.5},
-    }
-
-
-def test_values_of_an_earlier_run_are_hidden_from_the_step_on_where_this_one_begins(tmp_path: Path) -> None:
-    for steps, loss in ((range(1, 6), 2.0), (range(3, 5), 1.0)):
+    for first, loss in ((1, 8.0), (2, 4.0)):
         board = TensorBoard(tmp_path, learning_rate=1e-3)
-        for number in steps:
-            board.step(number, Step(loss, gradient_norm=1.0, tokens=1))
+        board.step(first, Step(loss, gradient_norm=1.5, tokens=10))
+        board.step(first + 1, Step(loss / 2, gradient_norm=1.0, tokens=10))
+        board.epoch({"epoch": 1, "train_loss": 3.0, "validation_loss": loss / 4})
+        board.step(first + 2, Step(loss / 4, gradient_norm=0.5, tokens=80))
         board.writer.close()
-    assert curves(tmp_path)["training/loss"] == {1: 2.0, 2: 2.0, 3: 1.0, 4: 1.0}
+    assert curves(tmp_path) == {
+        "training/loss": {1: 8.0, 2: 4.0, 3: 2.0, 4: 1.0},
+        "training/gradient_norm": {1: 1.5, 2: 1.5, 3: 1.0, 4: 0.5},
+        "training/learning_rate": dict.fromkeys((1, 2, 3, 4), pytest.approx(1e-3)),
+        "training/response_tokens_per_second": {1: 10.0, 2: 5.0, 3: 10.0, 4: 20.0},
+        "validation/validation_loss": {3: 1.0},
+    }

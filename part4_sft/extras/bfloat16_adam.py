@@ -17,21 +17,10 @@ WEIGHTS_PER_CHUNK = 2**24  # their copies in float32 need some hundred megabytes
 
 
 class BFloat16Adam(torch.optim.Optimizer):
-    """Adam (Kingma and Ba 2015, algorithm 1) that computes in float32 and rounds what it stores stochastically.
+    """Adam (Kingma and Ba 2015, algorithm 1) that computes in float32 and rounds what it stores stochastically."""
 
-    Args:
-        moments_dtype: number format of the two moments, float32 or bfloat16.
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        lr: float,
-        moments_dtype: torch.dtype,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, moments_dtype: torch.dtype) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
         self.moments_dtype = moments_dtype
 
     @torch.no_grad()
@@ -43,9 +32,8 @@ class BFloat16Adam(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = 0
-                    state["mean"] = torch.zeros_like(parameter, dtype=self.moments_dtype)
-                    state["square"] = torch.zeros_like(parameter, dtype=self.moments_dtype)
+                    zeros = torch.zeros_like(parameter, dtype=self.moments_dtype)
+                    state.update(step=0, mean=zeros, square=zeros.clone())
                 state["step"] += 1
                 tensors = (parameter, parameter.grad, state["mean"], state["square"])
                 chunks = zip(*(tensor.view(-1).split(WEIGHTS_PER_CHUNK) for tensor in tensors))

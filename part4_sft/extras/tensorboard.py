@@ -20,30 +20,23 @@ class TensorBoard:
 
     def step(self, number: int, step: Step) -> None:
         """Write loss (nats a response token), gradient norm, learning rate and speed (response tokens a second)."""
-        now = time.perf_counter()
-        self.number = number
-        self._write(
-            {
-                "training/loss": step.loss,
-                "training/gradient_norm": step.gradient_norm,
-                "training/learning_rate": self.learning_rate,
-                "training/response_tokens_per_second": step.tokens / (now - self.last_time),
-            }
-        )
-        self.last_time = now
+        self.number, before, self.last_time = number, self.last_time, time.perf_counter()
+        self._write("training/loss", step.loss)
+        self._write("training/gradient_norm", step.gradient_norm)
+        self._write("training/learning_rate", self.learning_rate)
+        self._write("training/response_tokens_per_second", step.tokens / (self.last_time - before))
 
     def epoch(self, entry: dict[str, Any]) -> None:
         """Write the measures in an entry of `by_epoch`, at the last step of the epoch."""
-        measures = {name: value for name, value in entry.items() if name not in ("epoch", "train_loss")}
-        self._write({f"validation/{name}": value for name, value in measures.items()})
+        for name in entry.keys() - {"epoch", "train_loss"}:
+            self._write(f"validation/{name}", entry[name])
         self.writer.flush()
         self.last_time = time.perf_counter()  # the time of the validation is not the next step's
 
-    def _write(self, values: dict[str, float]) -> None:
+    def _write(self, name: str, value: float) -> None:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter  # needs tensorboard, an optional extra
 
             # Values that an earlier or a killed run wrote for this step and later ones are hidden.
             self.writer = SummaryWriter(str(self.folder), purge_step=self.number)
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, self.number)
+        self.writer.add_scalar(name, value, self.number)
