@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 
 from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.huggingface.write import CARD_SETTINGS, model_card, write_folder
+from part3_pretrain.huggingface.write import CARD_SETTINGS, model_card
 from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
 from part4_sft.generation import Sampling, generate
-from tests.conftest import Command
+from tests.conftest import Command, assert_refused
 
 REPLIES = {"Customer: My desk is late.\nAgent:": " I am sorry.", "Customer: Where is it?\nAgent:": " On its way."}
 
@@ -38,44 +38,36 @@ def memorized(tiny_model: Transformer, tokenizer: Tokenizer) -> Checkpoint:
     return Checkpoint(model, tokenizer, {"seed": 0})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_there_and_back_gives_the_same_bits_and_transformers_answers_the_same(
-    run_main: Command, memorized: Checkpoint, tmp_path: Path
+    run_main: Command, memorized: Checkpoint, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    save_checkpoint(tmp_path / "model.pt", memorized)
-    status, printed, _ = run_main(convert.main, "to-hf", tmp_path / "model.pt", tmp_path / "folder")
-    assert status == 0 and str(tmp_path / "folder" / "model.safetensors") in printed
-    status, printed, _ = run_main(convert.main, "from-hf", tmp_path / "folder", tmp_path / "back.pt")
-    assert status == 0 and printed == f"written: {tmp_path / 'back.pt'}\n"
-    back = load_checkpoint(tmp_path / "back.pt", dtype=None)
-    assert (back.model.config, back.made_by) == (memorized.model.config, {"from": str(tmp_path / "folder")})
-    for name, weight in memorized.model.named_parameters():
-        assert torch.equal(back.model.get_parameter(name), weight), name
-    assert back.tokenizer.to_str() == memorized.tokenizer.to_str()
+    model = deepcopy(memorized.model).to(dtype)
+    folder, again, back = tmp_path / "folder", tmp_path / "again", tmp_path / "back.pt"
+    save_checkpoint(tmp_path / "model.pt", replace(memorized, model=model))
+    status, printed, _ = run_main(convert.main, "to-hf", tmp_path / "model.pt", folder)
+    assert status == 0 and str(folder / "model.safetensors") in printed
+    assert run_main(convert.main, "from-hf", folder, back)[:2] == (0, f"written: {back}\n")
+    loaded = load_checkpoint(back, dtype=None)
+    assert (loaded.model.config, loaded.made_by) == (model.config, {"from": str(folder)})
+    torch.testing.assert_close(loaded.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert loaded.tokenizer.to_str() == memorized.tokenizer.to_str()
 
-    run_main(convert.main, "to-hf", tmp_path / "back.pt", tmp_path / "again")
-    for file in (tmp_path / "folder").iterdir():
+    run_main(convert.main, "to-hf", back, again)
+    for file in folder.iterdir():
         assert file.stat().st_mode & 0o444 == 0o444, "others may read it"
         if file.name != "README.md":  # it tells where the model came from
-            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file
+            assert file.read_bytes() == (again / file.name).read_bytes(), file
 
-    pipeline = transformers.pipeline("text-generation", model=str(tmp_path / "folder"))
-    for prompt in [*REPLIES, "Customer: My jam (order 48213) is late.\nAgent:"]:
-        (reply,) = generate(
-            memorized.model, [memorized.tokenizer.encode(prompt).ids], Sampling(temperature=0, max_new_tokens=40)
-        )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(theirs.state_dict()["lm_head.weight"], model.lm_head.weight.data, rtol=0, atol=0)
+    pipeline = transformers.pipeline("text-generation", model=str(folder))
+    for prompt in [*REPLIES, "Customer: My jam (order 48213) is late.\nAgent:"] if dtype == torch.float32 else []:
+        (reply,) = generate(model, [memorized.tokenizer.encode(prompt).ids], Sampling(0, max_new_tokens=40))
         text = memorized.tokenizer.decode(reply.ids)
         assert text == REPLIES.get(prompt, text)
-        (theirs,) = pipeline(prompt, do_sample=False, max_new_tokens=40, return_full_text=False)
-        assert theirs["generated_text"] == text
-
-
-def test_number_formats_stay_as_they_are(run_main: Command, memorized: Checkpoint, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "half.pt", replace(memorized, model=deepcopy(memorized.model).bfloat16()))
-    run_main(convert.main, "to-hf", tmp_path / "half.pt", tmp_path / "folder")
-    run_main(convert.main, "from-hf", tmp_path / "folder", tmp_path / "back.pt")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder").model.embed_tokens.weight
-    ours = load_checkpoint(tmp_path / "back.pt", dtype=None).model.embed_tokens.weight
-    assert ours.dtype == theirs.dtype == torch.bfloat16 and torch.equal(ours, theirs)
+        (answer,) = pipeline(prompt, do_sample=False, max_new_tokens=40, return_full_text=False)
+        assert answer["generated_text"] == text
 
 
 SETTINGS = {name: getattr(SFTConfig(), name) for name in [*CARD_SETTINGS, "temperature", "prompt_template"]}
@@ -85,28 +77,29 @@ FINE_TUNED: dict[str, Any] = {
     "dataset": {"trained_on": 2, "sft_test": 200},
     "results": {"pretrained": {"bleu": 0.125, "rated_4_or_more": 0.25}, "sft": {"bleu": 0.5, "rated_4_or_more": 1.0}},
 }
+FINE_TUNED_PARTS = [
+    "from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with the loss on the response alone.\n\n## Prompt",
+    "\n```\nCustomer: {context}\nAgent:\n```\n",
+    "\n- epochs: 5\n- learning rate: 5e-05\n- batch size: 8\n- LoRA rank (0: all weights trained): 0\n- number format",
+    "Replies to 200 held-out contexts, at temperature 0.7:\n\n| measure | pretrained | sft |\n| --- | --- | --- |\n",
+    "\n| BLEU | 0.1250 | 0.5000 |\n| rated 4 or more | 0.2500 | 1.0000 |\n",
+]
 
 
 @pytest.mark.parametrize(
-    ("made_by", "part"),
+    ("made_by", "parts"),
     [
-        (FINE_TUNED, "from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with the loss on the response"),
-        (FINE_TUNED, "\n```\nCustomer: {context}\nAgent:\n```\n"),
-        (FINE_TUNED, "\n- epochs: 5\n- learning rate: 5e-05\n"),
-        (
-            FINE_TUNED,
-            "Replies to 200 held-out contexts, at temperature 0.7:\n\n| measure | pretrained | sft |\n| --- |",
-        ),
-        (FINE_TUNED, "\n| BLEU | 0.1250 | 0.5000 |\n| rated 4 or more | 0.2500 | 1.0000 |\n"),
-        (FINE_TUNED | {"settings": SETTINGS | {"data": None}}, "pairs (synthetic retail support)"),
-        ({"seed": 3}, "Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"),
-        ({"from": "models/SmolLM2"}, "Converted from `SmolLM2`, which does not tell how it was made."),
+        (FINE_TUNED, FINE_TUNED_PARTS),
+        (FINE_TUNED | {"settings": SETTINGS | {"data": None}}, ["pairs (synthetic retail support)"]),
+        ({"seed": 3}, ["Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"]),
+        ({"from": "models/SmolLM2"}, ["Converted from `SmolLM2`, which does not tell how it was made."]),
     ],
 )
-def test_the_model_card_tells_how_the_model_was_made(memorized: Checkpoint, made_by: dict[str, Any], part: str) -> None:
+def test_the_model_card_tells_how_the_model_was_made(memorized: Checkpoint, made_by: Any, parts: list[str]) -> None:
     card = model_card("my-agent", replace(memorized, made_by=made_by))
-    assert card.startswith("---\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n")
-    assert "of the llama family with 39,840 parameters" in card and part in card
+    header = "---\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n"
+    for part in [header, "of the llama family with 39,840 parameters", *parts]:
+        assert part in card
 
 
 @pytest.mark.parametrize(
@@ -127,11 +120,9 @@ def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
     run_main: Command, memorized: Checkpoint, tmp_path: Path, monkeypatch: Any, arguments: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_folder(Path("folder"), memorized)
     save_checkpoint(Path("model.pt"), memorized)
+    run_main(convert.main, "to-hf", "model.pt", "folder")
     Path("empty").mkdir()
     before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
-    status, _, errors = run_main(convert.main, *arguments.split())
-    assert status == 2
-    assert errors.startswith("error:") and errors.count("\n") == 1 and message in errors
+    assert_refused(run_main(convert.main, *arguments.split()), message)
     assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before

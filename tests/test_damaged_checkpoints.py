@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft import sft
-from tests.conftest import Command
+from tests.conftest import Command, assert_refused, in_folder
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -67,24 +67,17 @@ class RunsCode:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("fault", ["damaged checkpoint", "hostile checkpoint", "damaged folder"])
 def test_the_command_ends_in_one_line_and_writes_nothing(
-    run_main: Command, path: Path, folder: Path, tmp_path: Path, fault: str
+    run_main: Command, path: Path, folder: Path, tmp_path: Path
 ) -> None:
-    model = folder if fault == "damaged folder" else path
-    if fault == "hostile checkpoint":
-        torch.save({"format": 2, "made_by": RunsCode(tmp_path / "made by the file")}, path)
-    else:
-        truncate(path if model == path else folder / "model.safetensors", 0.5)
-    data, out = tmp_path / "pairs.jsonl", tmp_path / "out"
-    data.write_text("\n".join(json.dumps({"context": f"Where is {n}?", "response": "Here."}) for n in range(3)))
+    truncate(path, 0.5)
+    truncate(folder / "model.safetensors", 0.5)
+    (tmp_path / "pairs.csv").write_text("context,response\nWhere?,Here.\nWhen?,Today.\nWhy?,So.\n")
     before = set(tmp_path.rglob("*"))
-    status, _, errors = run_main(sft.main, "--model", model, "--data", data, "--out-dir", out, "--checkpoint-dir", out)
-    assert status == 2 and errors.startswith(f"error: {model} ") and errors.count("\n") == 1
+    for model in (path, folder):
+        options = ["--model", model, "--data", tmp_path / "pairs.csv", *in_folder(tmp_path)]
+        assert_refused(run_main(sft.main, *options), f"{model} ")
     assert set(tmp_path.rglob("*")) == before
-
-
-# ---------------------------------------------------------------------------------------------------- one file
 
 
 @pytest.mark.parametrize(
@@ -107,34 +100,25 @@ def test_code_in_a_checkpoint_or_training_state_is_not_run(tmp_path: Path, write
     assert made.exists()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file(path: Path, share: float) -> None:
-    truncate(path, share)
-    assert "is damaged or not a checkpoint" in refusal(path)
-
-
 def test_a_flipped_bit_is_found_or_changes_nothing(path: Path) -> None:
     """In a tensor it is found, which torch does not; nothing hangs on a few bytes, as between two tensors."""
-    contents, whole, rng = path.read_bytes(), load_checkpoint(path), Random(0)
+    contents, rng = path.read_bytes(), Random(0)
     with zipfile.ZipFile(path) as archive:
         tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
     in_tensors = [contents.index(tensor) + len(tensor) // 2 for tensor in tensors]
-    assert len(tensors) > 10
     anywhere = [rng.randrange(len(contents)) for _ in range(40)]
     in_directory = [rng.randrange(len(contents) - 2000, len(contents)) for _ in range(40)]
+    assert len(tensors) > 10
     for place in in_tensors + anywhere + in_directory:
         damaged = bytearray(contents)
         damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         try:
-            loaded = load_checkpoint(path)
+            save_checkpoint(path, load_checkpoint(path))
         except UserError as error:
             assert place not in in_tensors or "(the checksum of archive/data/" in str(error)
-            continue
-        assert place not in in_tensors
-        assert (loaded.model.config, loaded.made_by) == (whole.model.config, whole.made_by)
-        assert loaded.tokenizer.to_str() == whole.tokenizer.to_str()
-        torch.testing.assert_close(loaded.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+        else:
+            assert place not in in_tensors and path.read_bytes() == contents
 
 
 def test_a_compressed_file_is_refused_before_it_grows_in_memory(path: Path) -> None:
@@ -143,9 +127,12 @@ def test_a_compressed_file_is_refused_before_it_grows_in_memory(path: Path) -> N
     assert "it is compressed" in refusal(path)
 
 
-@pytest.mark.parametrize("contents", [[1, 2], {"weights": {}}, None])
-def test_a_file_of_something_else(path: Path, contents: Any) -> None:
-    torch.save(contents, path)
+@pytest.mark.parametrize("contents", [[1, 2], {"weights": {}}, None, 0.0, 0.01, 0.99])
+def test_a_truncated_file_or_one_of_something_else(path: Path, contents: Any) -> None:
+    if isinstance(contents, float):
+        truncate(path, contents)
+    else:
+        torch.save(contents, path)
     assert "is damaged or not a checkpoint" in refusal(path)
 
 
@@ -157,47 +144,40 @@ def shape(**changes: Any) -> Change:
     return lambda contents: contents["model_config"].update(changes)
 
 
-def weight(change: Callable[[torch.Tensor], torch.Tensor], name: str = "norm.weight") -> Change:
-    return lambda contents: contents["weights"].update({name: change(contents["weights"][name].data)})
+def weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    return lambda contents: contents["weights"].update({"norm.weight": change(contents["weights"]["norm.weight"].data)})
 
 
-WRONG_CONTENTS: dict[str, tuple[Change, str]] = {
-    "format 1": (put(format=1), "has format 1, this version reads 2; make it anew, or use the version"),
-    "format 3": (put(format=3), "has format 3, this version reads 2"),
-    "a tensor as format": (put(format=torch.ones(2)), "has format tensor([1., 1.]), this version reads 2"),
-    "no weights": (lambda contents: contents.pop("weights"), "holds no 'weights'; make it anew or name another"),
-    "no tokenizer": (lambda contents: contents.pop("tokenizer"), "holds no 'tokenizer'"),
-    "no tensors": (put(weights={}), "the tensor embed_tokens.weight is missing"),
-    "weights that are no table": (put(weights=[1]), "cannot be used"),
-    "a number for a tensor": (put(weights={"norm.weight": 3}), "cannot be used"),
-    "a NaN": (weight(lambda w: w.index_fill(0, torch.tensor([3]), torch.nan)), "norm.weight holds NaN or infinite"),
-    "infinity": (weight(lambda w: w.index_fill(0, torch.tensor([3]), torch.inf)), "norm.weight holds NaN or infinite"),
-    "-infinity": (weight(lambda w: w.index_fill(0, torch.tensor([3]), -torch.inf)), "norm.weight holds NaN or infin"),
-    "too large for float32": (weight(lambda w: w.double() * 1e300), "norm.weight holds NaN or infinite"),
-    "a wrong shape": (weight(lambda w: w[:-1]), "norm.weight has the shape [31]; by the config it must be [32]"),
-    "integers": (weight(lambda w: w.char()), "norm.weight holds torch.int8; quantised weights are not supported"),
-    "no numbers": (weight(lambda w: w.to("meta")), "cannot be used"),
-    "sizes that lie": (weight(lambda w: torch.ones(1).expand(10**6, 10**6)), "claim to hold more numbers than the"),
-    "another size": (shape(hidden_size=64), "by the config it must be "),
-    "an unknown setting": (shape(flavour="vanilla"), "'flavour'"),
-    "a size of 0": (shape(max_positions=0), "whole numbers above 0"),
-    "a billion layers": (shape(num_layers=10**9), "1000000000 layers"),
-    "a head as wide as the memory": (shape(head_dim=10**10), "heads of 10000000000"),
-    "3 key-value heads": (shape(num_kv_heads=3), "cannot share 3 key-value heads"),
-    "a setting that is NaN": (shape(norm_eps=float("nan")), "norm_eps"),
-    "an <EOS> beyond the vocabulary": (shape(eos_ids=(600,)), "must be there and below vocab_size = 600"),
-    "a <PAD> beyond the vocabulary": (shape(pad_id=600), "must be there and below vocab_size = 600"),
-    "no <EOS>": (shape(eos_ids=()), "must be there and below vocab_size = 600"),
-    "an <EOS> that is a word": (shape(eos_ids=(2,)), 'the tokenizer takes "!" in a text for the end'),
-    "another family": (shape(family="gpt"), "its family is 'gpt'"),
-    "a tokenizer that is none": (put(tokenizer="{}"), "cannot be used: Model missing"),
-    "a tokenizer of 10 MB of junk": (put(tokenizer="[" * 10**7), "cannot be used: "),
-    "a tokenizer that does not fit": (put(tokenizer=Tokenizer(models.BPE()).to_str()), "makes no token of a text"),
-    "no history": (put(made_by=None), "cannot be used"),
-}
+def one_number(value: float) -> Change:
+    return weight(lambda w: w.index_fill(0, torch.tensor([3]), value))
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG_CONTENTS.values(), ids=WRONG_CONTENTS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put(format=1), "has format 1, this version reads 2; make it anew, or use the version"),
+        (put(format=torch.ones(2)), "has format tensor([1., 1.]), this version reads 2"),
+        (lambda contents: contents.pop("weights"), "holds no 'weights'; make it anew or name another"),
+        (lambda contents: contents.pop("tokenizer"), "holds no 'tokenizer'"),
+        (put(weights={}), "the tensor embed_tokens.weight is missing"),
+        (put(weights=[1]), "cannot be used"),
+        (put(weights={"norm.weight": 3}), "cannot be used"),
+        *[(one_number(value), "norm.weight holds NaN or infinite") for value in (torch.nan, torch.inf, -torch.inf)],
+        (weight(lambda w: w.double() * 1e300), "norm.weight holds NaN or infinite"),  # in float32
+        (weight(lambda w: w[:-1]), "norm.weight has the shape [31]; by the config it must be [32]"),
+        (weight(lambda w: w.char()), "norm.weight holds torch.int8; quantised weights are not supported"),
+        (weight(lambda w: w.to("meta")), "cannot be used"),
+        (weight(lambda w: torch.ones(1).expand(10**6, 10**6)), "claim to hold more numbers than the"),
+        (shape(hidden_size=64), "by the config it must be "),
+        (shape(flavour="vanilla"), "'flavour'"),
+        (shape(num_layers=10**9), "1000000000 layers"),  # other shapes that cannot be are in test_model
+        (shape(eos_ids=(2,)), 'the tokenizer takes "!" in a text for the end'),
+        (put(tokenizer="{}"), "cannot be used: Model missing"),
+        (put(tokenizer="[" * 10**7), "cannot be used: "),
+        (put(tokenizer=Tokenizer(models.BPE()).to_str()), "makes no token of a text"),
+        (put(made_by=None), "cannot be used"),
+    ],
+)
 def test_contents_that_do_not_fit_together(path: Path, change: Change, message: str) -> None:
     contents = torch.load(path, weights_only=True)
     change(contents)
@@ -223,7 +203,6 @@ UNSUPPORTED += ["rope_interleaved", "partial_rotary_factor", "num_local_experts"
         ({"model_type": "mistral", "max_position_embeddings": 4097}, "sliding window (sliding_window = 4096)"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = sliding_attention, which is"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 'rope scaling of type "yarn"; only llama3 is supported'),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, '"linear"'),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "asks for partial_rotary_factor in its rope scaling"),
         ({"rope_parameters": LLAMA3}, "must give original_max_position_embeddings as a number above 0, not null"),
         ({"rope_parameters": LLAMA3 | {"factor": 0}}, "must give factor as a number above 0, not 0"),
@@ -235,7 +214,6 @@ UNSUPPORTED += ["rope_interleaved", "partial_rotary_factor", "num_local_experts"
         ({"head_dim": 0}, "head_dim"),
         ({"hidden_size": "many"}, 'hidden_size as a whole number above 0, not "many"'),
         *[({"num_hidden_layers": value}, "num_hidden_layers as a whole number above 0") for value in (..., True, 2.0)],
-        ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"num_hidden_layers": 3}, "the tensor layers.2.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 1}, "the tensor layers.1.input_layernorm.weight is surplus: the config has no place"),
         ({"model_type": "qwen2"}, "the tensor layers.0.self_attn.k_proj.bias is missing"),
@@ -260,80 +238,60 @@ def test_a_folder_that_names_no_end_of_text_token(folder: Path) -> None:
     assert "no file names its end-of-text token; set eos_token_id in config.json" in refusal(folder)
 
 
-NORM, EMBEDDINGS = "model.norm.weight", "model.embed_tokens.weight"
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("tensor", "message"),
     [
-        (lambda weights: weights.pop(NORM), "the tensor norm.weight is missing"),
-        (lambda weights: weights.update({"a\nb": weights[NORM].clone()}), "the tensor a"),  # and in one line
-        (lambda weights: weights.update({NORM: torch.ones(31)}), "the tensor norm.weight has the shape [31]"),
-        (lambda weights: weights.update({NORM: torch.ones(32).char()}), "norm.weight holds torch.int8; quantised"),
-        (lambda weights: weights.update({"lm_head.weight": torch.ones(600, 32)}), "differs from the embeddings"),
-        (lambda weights: weights[EMBEDDINGS][300].fill_(torch.nan), "embed_tokens.weight holds NaN or infinite numb"),
+        ({"a\nb": torch.ones(3)}, "the tensor a"),  # and in one line
+        ({"lm_head.weight": torch.ones(600, 32)}, "differs from the embeddings"),
+        ({"model.norm.weight": torch.ones(31)}, "the tensor norm.weight has the shape [31]"),
     ],
-    ids=["missing", "surplus", "shape", "integers", "untied", "NaN"],
 )
-def test_tensors_that_do_not_fit_are_refused_by_name(folder: Path, change: Change, message: str) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
+def test_tensors_that_do_not_fit_are_refused_by_name(folder: Path, tensor: Any, message: str) -> None:
+    weights = load_file(folder / "model.safetensors") | tensor
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert message in refusal(folder)
 
 
-LIES: dict[str, Change] = {
-    "a larger shape": lambda header: header[NORM].update(shape=[10**12]),
-    "an end past the file's": lambda header: header[NORM].update(data_offsets=[0, 10**15]),
-    "two tensors in one place": lambda header: header[NORM].update(data_offsets=header[EMBEDDINGS]["data_offsets"]),
-    "a format with fewer bytes": lambda header: header[NORM].update(dtype="F16"),
-    "a tensor left out": lambda header: header.pop(NORM),
-    "a tensor that is not there": lambda header: header.update({"x": header[NORM]}),
-    "no tensors": lambda header: header.clear(),
-}
+LIES = [{"shape": [10**12]}, {"data_offsets": [0, 10**15]}, {"data_offsets": [0, 128]}, {"dtype": "F16"}]
 
 
-@pytest.mark.parametrize("lie", [*LIES, 0, 7, 10**8, 2**64 - 1])
-def test_a_safetensors_header_that_lies(folder: Path, lie: str | int) -> None:
-    """About the tensors, or about its own length."""
+@pytest.mark.parametrize("lie", [*LIES, 0, 10**8, 2**64 - 1])
+def test_a_safetensors_header_that_lies(folder: Path, lie: Any) -> None:
+    """About a tensor, or about its own length."""
     path = folder / "model.safetensors"
     contents = path.read_bytes()
     end = 8 + int.from_bytes(contents[:8], "little")  # 8 bytes of the header's length, the header in JSON, the numbers
     header = json.loads(contents[8:end])
-    if isinstance(lie, str):
-        LIES[lie](header)
+    if isinstance(lie, dict):
+        header["model.norm.weight"] |= lie
     text = json.dumps(header).encode()
     length = lie if isinstance(lie, int) else len(text)
     path.write_bytes(length.to_bytes(8, "little") + text + contents[end:])
     assert "model.safetensors is damaged or not a safetensors file" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99, None])
-def test_missing_and_truncated_files_are_refused(folder: Path, name: str, share: float | None) -> None:
-    if share is None:
-        (folder / name).unlink()
-    else:
-        truncate(folder / name, share)
-    assert name in refusal(folder)
+JUNK: list[tuple[bytes, str, str]] = [  # and what is said of it in config.json and in tokenizer.json
+    (b"[" * 10**6, "is not JSON (", "is damaged or not a tokenizer ("),
+    (b'{"model": "' + b"a" * 10**6 + b'"}', "its model_type is null", "is damaged or not a tokenizer ("),
+    (b"[1]", "must hold a JSON object; copy it anew", "is damaged or not a tokenizer ("),
+    (b"{}\xff", "is not UTF-8 text (byte 2); copy it anew", "is not UTF-8 text (byte 2); copy it anew"),
+    (b" " * 2**26, "is not JSON (", "is damaged or not a tokenizer ("),
+    (b" " * (2**26 + 1), *["is longer than 64 MiB, too long to be genuine; copy it anew"] * 2),
+]
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-@pytest.mark.parametrize(
-    ("junk", "messages"),
-    [
-        (b"[" * 10**6, ["is not JSON (", "is damaged or not a tokenizer ("]),
-        (b" " * 10**6, ["is not JSON (", "is damaged or not a tokenizer ("]),
-        (b'{"model": "' + b"a" * 10**6 + b'"}', ["its model_type is null", "is damaged or not a tokenizer ("]),
-        (b"[1]", ["must hold a JSON object; copy it anew", "is damaged or not a tokenizer ("]),
-        (b"{}\xff", ["is not UTF-8 text (byte 2); copy it anew"]),
-        (b" " * (2**26 + 1), ["is longer than 64 MiB, too long to be genuine; copy it anew"]),
-    ],
-    ids=["nested", "spaces", "a long word", "no object", "no text", "too long to be read"],
-)
-def test_junk_in_the_place_of_json(folder: Path, name: str, junk: bytes, messages: list[str]) -> None:
-    (folder / name).write_bytes(junk)
-    assert messages[0 if name == "config.json" else -1] in refusal(folder)
+def test_junk_missing_and_truncated_files_are_refused(folder: Path) -> None:
+    for index, name in enumerate(["config.json", "tokenizer.json", "model.safetensors"]):
+        path, contents = folder / name, (folder / name).read_bytes()
+        path.unlink()
+        assert name in refusal(folder)
+        for share in (0.0, 0.001, 0.5, 0.99):
+            path.write_bytes(contents[: int(share * len(contents))])
+            assert name in refusal(folder)
+        for junk, *messages in JUNK if index < 2 else []:
+            path.write_bytes(junk)
+            assert messages[index] in refusal(folder)
+        path.write_bytes(contents)
 
 
 @pytest.mark.parametrize(

@@ -12,50 +12,30 @@ from tokenizers.processors import TemplateProcessing
 from part3_pretrain.tokenizer import EOS, PAD, check_tokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = ["Customer: the walnut bookshelf arrived broken (order 48213).", "Agent: I am sorry about order 48213."] * 20
+TRICKY_TEXTS = ["", "  two  spaces ", "one\n\ntwo\r\n\tthree", "Gr\u00fc\u00dfe aus K\u00f6ln, \u68da\x00\x7f"]
+TRICKY_TEXTS += ["\U0001f6cb\ufe0f + \U0001f468\u200d\U0001f469\u200d\U0001f467", EOS, f"Send {EOS} now{PAD}{PAD}"]
+TRICKY_TEXTS += ["".join(map(chr, [*range(0x800), *range(0xE000, sys.maxunicode, 997)]))]
 
 
-@pytest.fixture(params=["trained", "loaded", "cut and padded"])
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    tokenizer = train_tokenizer(TEXTS, 330)
-    if request.param == "cut and padded":  # as other people's files may ask for
-        tokenizer.enable_truncation(4)
-        tokenizer.enable_padding(length=50)
-    return tokenizer if request.param == "trained" else load_tokenizer(tokenizer.to_str())
+def loaded_with_truncation_and_padding(tokenizer: Tokenizer) -> Tokenizer:
+    """As other people's files may ask for."""
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    return load_tokenizer(tokenizer.to_str())
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "  two  spaces ",
-        "one\n\ntwo\r\n\tthree",
-        "Gr\u00fc\u00dfe aus K\u00f6ln, \u68da\x00\x7f",
-        "\U0001f6cb\ufe0f + \U0001f468\u200d\U0001f469\u200d\U0001f467",
-        "".join(map(chr, [*range(0x800), *range(0xE000, sys.maxunicode, 997)])),
-        f"Send {EOS} now{PAD}{PAD}",
-        EOS,
-    ],
-    ids=ascii,
-)
-def test_any_text_comes_back_and_holds_no_control_token(tokenizer: Tokenizer, text: str) -> None:
-    for encoding in (tokenizer.encode(text), *tokenizer.encode_batch_fast([text])):
-        assert tokenizer.decode(encoding.ids) == text
-        assert {0, 1}.isdisjoint(encoding.ids)
-
-
-def test_vocabulary(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("change", [lambda trained: trained, loaded_with_truncation_and_padding])
+def test_any_text_comes_back_in_single_digits_and_without_control_tokens(change: Any) -> None:
+    tokenizer = change(train_tokenizer(TEXTS, 330))
+    for text in TRICKY_TEXTS:
+        for encoding in (tokenizer.encode(text), *tokenizer.encode_batch_fast([text])):
+            assert tokenizer.decode(encoding.ids) == text
+            assert {0, 1}.isdisjoint(encoding.ids)
     assert (tokenizer.token_to_id(PAD), tokenizer.token_to_id(EOS)) == (0, 1)
     assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
     assert tokenizer.get_vocab_size() <= 330
-
-
-def test_digits_stay_single_and_words_do_not(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("order 48213").tokens
-    assert tokens[-5:] == list("48213")
-    assert len(tokens) < len("order 48213")
-
-
-# ---------------------------------------------------------------------------------------------------- refusals
+    assert tokens[-5:] == list("48213") and len(tokens) < len("order 48213")
 
 
 def adding(template: str) -> TemplateProcessing:
