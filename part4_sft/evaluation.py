@@ -286,9 +286,7 @@ def perturbed_sets(
     """
     rng = Random(f"robustness/{seed}")
     sets: dict[str, tuple[list[Pair], list[Scenario]]] = {
-        "one_typo": ([], []),
-        "lower_case": ([], []),
-        "unknown_product": ([], []),
+        name: ([], []) for name in ("one_typo", "lower_case", "unknown_product")
     }
     for pair, scenario in zip(pairs, scenarios):
         invented = world.invent_item(rng, held_out=True)

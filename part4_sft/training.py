@@ -115,8 +115,7 @@ def training_step(
         accumulation_steps: most micro-batches of a rank.
 
     Raises:
-        FloatingPointError: the loss or the norm of the gradient, its two arguments, is not finite; the weights are
-            as before.
+        FloatingPointError: the loss or the gradient is not finite; the weights are as before.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Divided by the tokens of the whole step, not of each micro-batch: else short responses would weigh more.
@@ -132,7 +131,7 @@ def training_step(
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradient_norm = distributed.full_tensor(nn.utils.get_total_norm(gradients)).item()
     if not math.isfinite(loss + gradient_norm):
-        raise FloatingPointError(loss, gradient_norm)
+        raise FloatingPointError(f"{loss}, its gradient {gradient_norm}")
     optimizer.step()
     optimizer.zero_grad()
     return Step(loss, gradient_norm, tokens)
@@ -197,7 +196,11 @@ def train(
                     )
                 except FloatingPointError as error:
                     state.save(model, optimizer, history.values())
-                    raise not_finite(len(history.steps) + 1, batch, *error.args) from error
+                    pairs = ", ".join(str(index + 1) for index in batch)
+                    raise UserError(
+                        f"the loss of step {len(history.steps) + 1} is {error} (training pairs {pairs})",
+                        "look at them, or lower --learning-rate",
+                    ) from error
                 history.steps.append(step)
                 if on_step:
                     on_step(len(history.steps), step)
@@ -209,15 +212,6 @@ def train(
                 history.by_epoch.append(validate(epoch, mean_loss_of(history.steps[steps_before:])))
             state.save(model, optimizer, history.values())
     return history
-
-
-def not_finite(number: int, batch: list[int], loss: float, gradient_norm: float) -> UserError:
-    """Return the error to raise where a step, by its number from 1, cannot be computed."""
-    pairs = ", ".join(str(index + 1) for index in batch)
-    return UserError(
-        f"the loss of step {number} is {loss}, its gradient {gradient_norm} (training pairs {pairs})",
-        "look at them, or lower --learning-rate",
-    )
 
 
 def shuffled_batches(count: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:

@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny_model: Transformer, exam
     loss_module = distributed.data_parallel(model, masked_loss, False, torch.float32)
     with pytest.raises(FloatingPointError) as raised:
         training_step(loss_module, make_optimizer(model, FAST), examples, 1)
-    assert len(raised.value.args) == 2 and torch.equal(weights(model), before)
+    assert "its gradient" in str(raised.value) and torch.equal(weights(model), before)
 
 
 # ---------------------------------------------------------------------------------------------------- the loop
