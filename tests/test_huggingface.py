@@ -12,7 +12,6 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.huggingface.config import from_hugging_face
@@ -53,10 +52,9 @@ def saved_by_transformers(
         for parameter in model.parameters():
             parameter.normal_(mean=1.0 if parameter.dim() == 1 else 0.0, std=spread)
     model.save_pretrained(folder, **save)
-    fast_tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast_tokenizer, eos_token="<EOS>", pad_token="<PAD>"
-    ).save_pretrained(folder)
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<EOS>", pad_token="<PAD>")
+    fast.save_pretrained(folder)
     return model
 
 
@@ -76,12 +74,6 @@ def assert_same_model(ours: Transformer, theirs: Any, steps: int = 32) -> None:
     replies = generate(ours, prompts, Sampling(temperature=0, max_new_tokens=steps))
     for reply, row in zip(replies, expected[:, 20:].tolist(), strict=True):
         assert reply.ids == (row[: row.index(1)] if 1 in row else row)
-
-
-def assert_same_bits(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert weights.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert weights[name].dtype == weight.dtype and torch.equal(weights[name], weight), name
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -105,10 +97,9 @@ def test_same_logits_same_greedy_text_and_the_same_bits_back(family: str, tokeni
     save_checkpoint(tmp_path / "model.pt", load_checkpoint(tmp_path / "in", dtype=None))
     write_folder(tmp_path / "out", load_checkpoint(tmp_path / "model.pt", dtype=None))
     written, original = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "in"))
-    assert_same_bits(written, original)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    assert_same_bits(loaded.state_dict(), theirs.state_dict())
-    assert_same_model(load_checkpoint(tmp_path / "out").model, loaded, steps=4)
+    torch.testing.assert_close(written, original, rtol=0, atol=0)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 def test_shards_are_read_like_one_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -117,15 +108,13 @@ def test_shards_are_read_like_one_file(tokenizer: Tokenizer, tmp_path: Path) -> 
     assert_same_model(load_checkpoint(tmp_path).model, theirs, steps=4)
 
 
-def test_a_model_pretrained_here_is_read_by_transformers(
+def test_transformers_reads_a_model_pretrained_here(
     tiny_model: Transformer, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     write_folder(tmp_path, Checkpoint(tiny_model, tokenizer, {}))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    tokens = torch.randint(2, 300, (2, 50), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        logits = tiny_model.lm_head(tiny_model(tokens))
-        torch.testing.assert_close(theirs(tokens).logits, logits, atol=1e-4, rtol=0)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.arange(2, 300)[None]
+    torch.testing.assert_close(theirs(tokens).logits, tiny_model.lm_head(tiny_model(tokens)), atol=1e-4, rtol=0)
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "Customer: my walnut desk (order 48213) is late.\nAgent: I am sorry."
     assert their_tokenizer(text)["input_ids"] == tokenizer.encode(text).ids
@@ -144,8 +133,7 @@ def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_what_ends_a_reply(folder: Path, tmp_path: Path) -> None:
-    """It is the tokenizer's own <EOS>, which fine-tuning teaches, and whatever the other files name."""
+def test_the_tokenizers_eos_ends_a_reply_and_whatever_other_files_name(folder: Path, tmp_path: Path) -> None:
     edit(folder / "generation_config.json", eos_token_id=[5, 7])
     edit(folder / "config.json", eos_token_id=5, pad_token_id=7)
     config = load_config(folder)
@@ -162,14 +150,13 @@ def test_what_ends_a_reply(folder: Path, tmp_path: Path) -> None:
     assert load_config(folder).eos_ids == (0, 5)
 
 
-@pytest.mark.parametrize(("pad_id", "expected"), [(-1, None), (640, None), ("x", None), (None, None), (639, 639)])
-def test_a_padding_token_that_does_not_exist_is_none(folder: Path, pad_id: Any, expected: int | None) -> None:
-    edit(folder / "config.json", pad_token_id=pad_id)
-    assert load_config(folder).pad_id == expected
+def test_a_padding_token_that_does_not_exist_is_none(folder: Path) -> None:
+    for pad_id, expected in [(-1, None), (640, None), ("x", None), (None, None), (639, 639)]:
+        edit(folder / "config.json", pad_token_id=pad_id)
+        assert load_config(folder).pad_id == expected
 
 
-def test_what_a_config_may_leave_out(folder: Path) -> None:
-    """The same model as with the values written out, which are transformers' defaults."""
+def test_a_config_may_leave_out_the_defaults_of_transformers(folder: Path) -> None:
     defaults = {"rms_norm_eps": 1e-6, "head_dim": 8, "num_key_value_heads": 6, "tie_word_embeddings": False}
     edit(folder / "config.json", **defaults, rope_parameters=THETA)
     complete = load_config(folder)
@@ -200,9 +187,9 @@ def test_settings_files_go_back_as_they_came(folder: Path, tmp_path: Path) -> No
     save_checkpoint(tmp_path / "model.pt", load_checkpoint(folder))
     write_folder(tmp_path / "out", load_checkpoint(tmp_path / "model.pt"))
     assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }} \u2713"
-    for path in set(folder.glob("*.json")) - {folder / "tokenizer.json"}:
-        before, after = (json.loads(file.read_text()) for file in (path, tmp_path / "out" / path.name))
-        if path.name == "config.json":
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        before, after = (json.loads((tmp_path / side / name).read_text()) for side in ("in", "out"))
+        if name == "config.json":
             assert after.pop("torch_dtype") == before.pop("dtype")  # the same, by the name that all readers know
         assert after == before
 
@@ -215,7 +202,3 @@ def test_the_exact_shape_of_smollm2_135m(tokenizer: Tokenizer, tmp_path: Path) -
     checkpoint = load_checkpoint(tmp_path / "in")
     assert sum(parameter.numel() for parameter in checkpoint.model.parameters()) == 134_515_008
     assert_same_model(checkpoint.model, theirs)
-    write_folder(tmp_path / "out", checkpoint)
-    assert_same_bits(
-        load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "in" / "model.safetensors")
-    )
