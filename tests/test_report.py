@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from part4_sft.report import MEASURES, describe_epoch, print_summary, save_loss_curve, save_report
+from part4_sft.report import MEASURES, describe_epoch, print_summary, save_loss_curve, save_report, verdict
 
 SCORES = {
     "pretrained": dict.fromkeys(MEASURES, 0.1234),
@@ -24,19 +24,14 @@ Render = Callable[..., str]
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     """What a run of 5 epochs might come to."""
-    by_epoch = [
-        {
-            "epoch": epoch,
-            "train_loss": 2.0 - 0.25 * epoch if epoch else None,
-            "validation_loss": 2.125 - 0.25 * epoch,
-            "bleu": 0.01 * epoch,
-            "rouge_l": 0.02 * epoch,
-            "rated_4_or_more": 0.1 * epoch,
-        }
-        for epoch in range(6)
-    ]
+    by_epoch: list[dict[str, Any]] = []
+    for epoch in range(6):
+        losses = {"train_loss": 2.0 - 0.25 * epoch if epoch else None, "validation_loss": 2.125 - 0.25 * epoch}
+        scores = {"bleu": 0.01 * epoch, "rouge_l": 0.02 * epoch, "rated_4_or_more": 0.1 * epoch}
+        by_epoch.append({"epoch": epoch} | losses | scores)
     comparison = {"difference": 0.3333, "ci95": [0.2222, 0.4444], "p_value": 0.0001}
     texts = {"pretrained": "Noted.\nNext.", "sft": "I am sorry.", "sft_rating": 4.5, "reference": "I am very sorry."}
+    errors = {"account": {"replies": 30, "rated_below_4": 0.01}, "payment": {"replies": 20, "rated_below_4": 0.05}}
     return {
         "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7},
         "environment": {"parameters": 1234567},
@@ -48,14 +43,11 @@ def evaluation() -> dict[str, Any]:
             {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]},
             {"context": "Hello.", "text": "Yes.", "rating": 4.0, "faults": []},
         ],
-        "errors_by_category": {
-            "account": {"replies": 30, "rated_below_4": 0.01},
-            "payment": {"replies": 20, "rated_below_4": 0.05},
-        },
-        "comparison": {"bleu": comparison, "rouge_l": comparison, "rating": comparison},
+        "errors_by_category": errors,
+        "comparison": dict.fromkeys(("bleu", "rouge_l", "rating"), comparison),
         "unseen_wording": SCORES,
         "unseen_phrase": {author: SCORES[author] for author in ("pretrained", "sft")},
-        "baselines": {"nearest_pair": SCORES["pretrained"], "most_common_reply": SCORES["pretrained"]},
+        "baselines": dict.fromkeys(("nearest_pair", "most_common_reply"), SCORES["pretrained"]),
         "by_epoch": by_epoch,
         "examples": [{"context": f"My desk number {number} is late.", **texts} for number in range(2)],
     }
@@ -78,69 +70,44 @@ def test_the_report_is_the_page_beside_this_file(report: Render) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ci95", "contexts", "verdict"),
+    ("ci95", "contexts", "expected"),
     [
-        ([0.0006, 0.2], 200, "the fine-tuned model is better"),
-        ([-0.2, -0.0006], 200, "the fine-tuned model is worse"),
-        ([-0.1, 0.2], 200, "this does not show that either model is better"),
-        ([0.0004, 0.0004], 200, "this does not show that either model is better"),  # +0.000 to +0.000, as printed
-        ([-0.0004, -0.0004], 200, "this does not show that either model is better"),
-        ([0.1, 0.2], 20, "the fine-tuned model is better"),
-        ([0.1, 0.2], 19, "19 test contexts are too few to tell"),
+        ((0.0006, 0.2), 20, "the fine-tuned model is better"),
+        ((-0.2, -0.0006), 20, "the fine-tuned model is worse"),
+        ((-0.1, 0.2), 20, "this does not show that either model is better"),
+        ((0.0004, 0.0004), 20, "this does not show that either model is better"),  # +0.000 to +0.000, as printed
+        ((-0.0004, -0.0004), 20, "this does not show that either model is better"),
+        ((0.1, 0.2), 19, "19 test contexts are too few to tell"),
     ],
 )
-def test_the_verdict_is_what_the_interval_shows(
-    evaluation: dict[str, Any],
-    report: Render,
-    capsys: pytest.CaptureFixture[str],
-    ci95: list[float],
-    contexts: int,
-    verdict: str,
+def test_the_verdict_is_what_the_interval_shows(ci95: tuple[float, float], contexts: int, expected: str) -> None:
+    assert verdict(*ci95, contexts) == expected
+
+
+def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markdown(
+    evaluation: dict[str, Any], report: Render
 ) -> None:
-    evaluation["comparison"]["bleu"] = {"difference": 0.3333, "ci95": ci95, "p_value": 0.0001}
-    evaluation["dataset"]["sft_test"] = contexts
-    assert report("Is the difference real?").splitlines()[1].endswith(f" (95% interval, p = 0.0001): {verdict}.")
-    print_summary(evaluation, [])
-    assert f"\nBLEU +0.333 ({ci95[0]:+.3f} to {ci95[1]:+.3f}): {verdict}\nROUGE-L" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("best", [2, 4, 5])
-def test_more_epochs_are_advised_where_the_last_is_the_best(
-    evaluation: dict[str, Any], report: Render, best: int
-) -> None:
-    evaluation["by_epoch"][best]["validation_loss"] = 0.5
-    advice = "; it was still falling, so more epochs may be better" if best == 5 else ""
-    assert f" The validation loss is lowest after epoch {best}{advice}.\n" in report("Epoch by epoch")
-
-
-@pytest.mark.parametrize(("bleu", "named"), [(0.5677, False), (0.5678, True)])
-def test_a_look_up_that_does_as_well_is_named(
-    evaluation: dict[str, Any], report: Render, bleu: float, named: bool
-) -> None:
-    evaluation["baselines"]["nearest_pair"] = SCORES["pretrained"] | {"bleu": bleu}
+    evaluation["by_epoch"][4]["validation_loss"] = 0.5
+    assert " The validation loss is lowest after epoch 4.\n" in report("Epoch by epoch")
+    evaluation["baselines"]["nearest_pair"] = SCORES["pretrained"] | {"bleu": 0.5678, "rouge_l": 0.5677}
     warning = " **A look-up does as well as the fine-tuned model: nearest pair in BLEU.**\n"
-    assert (warning in report("Could a look-up do it?")) == named
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("<b>*now*</b>\n# [x](y) `z` | ~", r"\<b\>\*now\*\</b\> / \# \[x\](y) \`z\` \| \~"), ("", "(nothing)")],
-)
-def test_what_a_model_writes_means_nothing_in_markdown(
-    evaluation: dict[str, Any], report: Render, text: str, shown: str
-) -> None:
-    evaluation["examples"][0]["sft"] = text
-    assert f"- **SFT** (4.5): {shown}" in report("Side by side").splitlines()
+    assert warning in report("Could a look-up do it?")
+    evaluation["examples"][0] |= {"pretrained": "", "sft": "<b>*now*</b>\n# [x](y) `z` | ~ _\\"}
+    escaped = r"\<b\>\*now\*\</b\> / \# \[x\](y) \`z\` \| \~ \_\\"
+    assert f"- **Pretrained**: (nothing)\n- **SFT** (4.5): {escaped}\n" in report("Side by side")
 
 
 def test_a_report_on_other_contexts_does_without_the_rubric(evaluation: dict[str, Any], report: Render) -> None:
     for key in ("ceiling", "robustness", "worst_replies", "errors_by_category", "unseen_wording", "unseen_phrase"):
         del evaluation[key]
     for entry in evaluation["by_epoch"]:
-        del entry["rated_4_or_more"]
+        assert describe_epoch(entry).endswith(f", rated 4.0 or more {entry.pop('rated_4_or_more'):.1%}")
+    assert describe_epoch(evaluation["by_epoch"][3]) == "epoch 3: validation loss 1.375, BLEU 0.030, ROUGE-L 0.060"
     scores = {"bleu": 0.1, "rouge_l": 0.2}
     evaluation |= {"pretrained": scores, "sft": scores, "baselines": {"nearest_pair": scores}}
     evaluation["samples"] = {"per_context": 1, "spread": {}}
+    evaluation["dataset"]["sft_test"] = 19
+    assert "p = 0.0001): 19 test contexts are too few to tell.\n" in report("Is the difference real?")
     headings = re.findall("^## (.+)$", report(), flags=re.MULTILINE)
     assert headings[-3:] == ["Epoch by epoch", "Could a look-up do it?", "Side by side"] and len(headings) == 6
     assert "assignment" not in report() and "ideal agent" not in report()
@@ -149,20 +116,13 @@ def test_a_report_on_other_contexts_does_without_the_rubric(evaluation: dict[str
     assert "| validation loss | ROUGE-L | BLEU  |" in report("Epoch by epoch")
 
 
-def test_an_epoch_in_a_line(evaluation: dict[str, Any]) -> None:
-    line = "epoch 3: validation loss 1.375, BLEU 0.030, ROUGE-L 0.060"
-    assert describe_epoch(evaluation["by_epoch"][3]) == f"{line}, rated 4.0 or more 30.0%"
-    del evaluation["by_epoch"][3]["rated_4_or_more"]
-    assert describe_epoch(evaluation["by_epoch"][3]) == line
-
-
 @pytest.mark.parametrize(("pairs", "others"), [(5000, " (the others have high_quality 0)"), (500, "")])
 def test_the_summary_names_the_files_and_both_models(
     evaluation: dict[str, Any], capsys: pytest.CaptureFixture[str], pairs: int, others: str
 ) -> None:
-    evaluation["dataset"]["sft_dataset"] = pairs
+    evaluation["dataset"] |= {"sft_dataset": pairs, "sft_test": 19}
     print_summary(evaluation, [Path("checkpoints/sft_model.pt"), Path("outputs/evaluation.json")])
-    heading, files, table, _ = capsys.readouterr().out.strip().split("\n\n")
+    heading, files, table, comparison = capsys.readouterr().out.strip().split("\n\n")
     assert heading == f"trained on 500 of {pairs:,} pairs{others}"
     assert files == "written:\n  checkpoints/sft_model.pt\n  outputs/evaluation.json"
     assert [re.split("  +", line.strip()) for line in table.splitlines()] == [
@@ -170,29 +130,21 @@ def test_the_summary_names_the_files_and_both_models(
         ["pretrained", "0.123", "0.123", "12.3%"],
         ["SFT", "0.568", "0.568", "56.8%"],
     ]
+    assert comparison.startswith("BLEU +0.333 (+0.222 to +0.444): 19 test contexts are too few to tell\nROUGE-L +")
 
 
 @pytest.mark.parametrize(("epochs", "marked"), [(1, []), (5, [3, 5])])
 def test_the_loss_curve_shows_steps_epochs_and_scores(
-    evaluation: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, marked: list[int]
+    evaluation: dict[str, Any], tmp_path: Path, epochs: int, marked: list[int]
 ) -> None:
-    figures: list[Figure] = []
-    draw = Figure.draw
-
-    def draw_and_keep(figure: Figure, renderer: Any) -> None:
-        figures.append(figure)
-        draw(figure, renderer)
-
-    monkeypatch.setattr(Figure, "draw", draw_and_keep)
     losses, by_epoch = [2.0 / step for step in range(1, 4 * epochs + 1)], evaluation["by_epoch"][: epochs + 1]
-    save_loss_curve(tmp_path / "loss_curve.png", losses, by_epoch)
+    with patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as savefig:
+        save_loss_curve(tmp_path / "loss_curve.png", losses, by_epoch)
     assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-    upper, lower = (
-        {str(line.get_label()): np.array(line.get_xydata()) for line in axes.lines} for axes in figures[0].axes
-    )
-    assert upper["training, each step"][[0, -1]].tolist() == [[0.25, 2.0], [epochs, losses[-1]]]
-    validation = [[entry["epoch"], entry["validation_loss"]] for entry in by_epoch]
-    assert upper["validation, each epoch"].tolist() == validation
+    figure = savefig.call_args.args[0]
+    upper, lower = ({line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes)
+    assert upper["training, each step"][:: 4 * epochs - 1] == [[0.25, 2.0], [epochs, losses[-1]]]
+    assert upper["validation, each epoch"] == [[entry["epoch"], entry["validation_loss"]] for entry in by_epoch]
     for label, key in {"share rated 4.0 or more": "rated_4_or_more", "ROUGE-L": "rouge_l", "BLEU": "bleu"}.items():
-        assert lower[label][:, 1].tolist() == [entry[key] for entry in by_epoch]
-    assert [points[0, 0] for label, points in lower.items() if label.startswith("_")] == marked
+        assert lower[label] == [[entry["epoch"], entry[key]] for entry in by_epoch]
+    assert [points[0][0] for label, points in lower.items() if label.startswith("_")] == marked
