@@ -23,8 +23,6 @@ from part4_sft.dataset import Pair, save_pairs
 from tests.conftest import Command, assert_refused, in_folder
 from tests.processes import Prepare, at_step, in_a_process, in_save, small_sft
 
-# ---------------------------------------------------------------------------------------------------- the class
-
 RUN = {"--epochs": 2, "--learning-rate": 0.1}
 
 
@@ -36,13 +34,17 @@ class Training:
         self.model = nn.Linear(3, 2)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
 
-    def step(self) -> None:
-        self.model(torch.randn(4, 3)).square().sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.model(torch.randn(4, 3)).square().sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def save(self, state: TrainingState, **values: Any) -> None:
         state.save(self.model, self.optimizer, values)
+
+    def restore(self, state: TrainingState) -> dict[str, Any]:
+        return state.restore(self.model, self.optimizer)
 
 
 @pytest.fixture
@@ -50,8 +52,7 @@ def path(tmp_path: Path) -> Path:
     """The file of a training that was interrupted after two steps, with some values."""
     training = Training()
     with pytest.raises(RuntimeError), TrainingState(tmp_path / "state.pt", RUN) as state:
-        training.step()
-        training.step()
+        training.steps(2)
         training.save(state, losses=[2.0, 1.0])
         raise RuntimeError
     return tmp_path / "state.pt"
@@ -59,18 +60,16 @@ def path(tmp_path: Path) -> Path:
 
 def test_restored_training_goes_on_with_the_same_bits(path: Path) -> None:
     straight, resumed = Training(), Training()
-    for _ in range(3):
-        straight.step()
-    values = TrainingState(path, RUN, resume=True).restore(resumed.model, resumed.optimizer)
-    resumed.step()
-    assert values == {"losses": [2.0, 1.0]}
+    straight.steps(3)
+    assert resumed.restore(TrainingState(path, RUN, resume=True)) == {"losses": [2.0, 1.0]}
+    resumed.steps(1)
     assert torch.equal(straight.model.weight, resumed.model.weight)
 
 
 def test_without_a_file_nothing_is_saved_and_nothing_restored() -> None:
     training = Training()
     with TrainingState() as state, state.signals_wait():
-        assert state.restore(training.model, training.optimizer) == {}
+        assert training.restore(state) == {}
         assert not state.is_due()
         training.save(state)
         with pytest.raises(KeyboardInterrupt):
@@ -80,7 +79,7 @@ def test_without_a_file_nothing_is_saved_and_nothing_restored() -> None:
 def test_a_save_is_due_every_so_many_steps_and_is_removed_after_a_good_end(tmp_path: Path) -> None:
     training, due = Training(), []
     with TrainingState(tmp_path / "state.pt", save_every=3) as state:
-        assert state.restore(training.model, training.optimizer) == {}
+        assert training.restore(state) == {}
         for step in range(1, 9):
             due.append(state.is_due())
             if due[-1] or step == 4:
@@ -96,23 +95,18 @@ def test_a_signal_waits_for_the_next_save_and_a_second_one_does_not(
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     training, path = Training(), tmp_path / "state.pt"
-    message = f"^{path} holds the state; the same command with --resume goes on$"
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), TrainingState(path) as state, state.signals_wait():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # before the first save: nothing is promised
     state = TrainingState(path, save_every=100)
+    message = f"^{path} holds the state; the same command with --resume goes on$"
     with pytest.raises(error, match=message) as interrupt, state, state.signals_wait():
         signal.raise_signal(number)
         assert state.is_due()
         training.save(state, step=7)
     assert interrupt.type is error
-    assert TrainingState(path, resume=True).restore(training.model, training.optimizer) == {"step": 7}
-    with pytest.raises(KeyboardInterrupt), TrainingState(path) as state, state.signals_wait():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+    assert training.restore(TrainingState(path, resume=True)) == {"step": 7}
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-
-
-def test_an_interrupt_before_the_first_save_promises_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt, match=r"^$"), TrainingState(tmp_path / "state.pt"):
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -124,11 +118,9 @@ def test_an_interrupt_before_the_first_save_promises_nothing(tmp_path: Path) -> 
     ],
 )
 def test_another_run_is_refused_by_what_has_changed(run: dict[str, Any], change: str, path: Path) -> None:
-    with pytest.raises(UserError) as refused:
+    cure = "go on with what it was, or start anew without --resume"
+    with pytest.raises(UserError, match=f"^{path} cannot be resumed: {change}; {cure}$"):
         TrainingState(path, run, resume=True)
-    assert str(refused.value) == (
-        f"{path} cannot be resumed: {change}; go on with what it was, or start anew without --resume"
-    )
 
 
 class Hostile:
@@ -158,18 +150,15 @@ def test_it_says_what_it_finds(path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == (f"nothing to resume: there is no {path}; starting from the beginning\n", "")
 
 
-# ---------------------------------------------------------------------------------------------------- commands
-
+PRETRAINING = ["--conversations", "30", "--vocab-size", "400", "--tokens-per-batch", "256", "--warmup-steps", "2"]
 COMMANDS = {  # different things are in their states
-    "pretraining": (pretrain.main, []),
+    "pretraining": (pretrain.main, [*PRETRAINING, "--save-every", "3"]),
     "fine-tuning": (sft.main, []),
     "bfloat16": (sft.main, ["--dtype", "bfloat16"]),
     "bfloat16 moments": (sft.main, ["--dtype", "bfloat16", "--moments-dtype", "bfloat16"]),
     "LoRA": (sft.main, ["--lora-rank", "2", "--gradient-accumulation-steps", "2"]),
 }
-PRETRAINING = ["--conversations", "30", "--vocab-size", "400", "--tokens-per-batch", "256", "--warmup-steps", "2"]
 TELL_TIME = ("evaluation.json", "README_Part4_SFT_Comprehensive.md")  # the files that do
-Results = dict[str, bytes]  # of files by their names
 Run = Callable[..., int]
 
 
@@ -183,26 +172,21 @@ def run(sft_options: list[str]) -> Run:
     """Runs a command in a process and a folder of its own, with --resume; returns its exit status."""
 
     def run(name: str, folder: Path, prepare: Prepare = dict) -> int:
-        main, more = COMMANDS[name]
-        options = [*PRETRAINING, "--save-every", "3"] if main is pretrain.main else [*sft_options, *more]
-
-        def prepare_in_folder() -> None:
-            os.chdir(folder)
-            prepare()
-
-        return in_a_process(main, [*options, "--resume"], prepare_in_folder)
+        main, options = COMMANDS[name]
+        shared = sft_options if main is sft.main else []
+        return in_a_process(main, [*shared, *options, "--resume"], lambda: (os.chdir(folder), prepare()))
 
     return run
 
 
-def results(folder: Path) -> Results:
-    """All files below a folder, without those that tell the time that was taken."""
+def results(folder: Path) -> dict[str, bytes]:
+    """All files below a folder by their names, without those that tell the time that was taken."""
     files = {path for path in folder.rglob("*") if path.is_file()}
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in TELL_TIME}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+def uninterrupted(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     folders = {name: tmp_path_factory.mktemp("uninterrupted") for name in COMMANDS}
     assert all(run(name, folder) == 0 for name, folder in folders.items())
     return {name: results(folder) for name, folder in folders.items()}
@@ -220,15 +204,15 @@ def uninterrupted(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ("pretraining", [at_step(7)], 6),
         ("pretraining", [in_save(3)], 6),
         ("pretraining", [at_step(4, signal.SIGTERM)], 4),
-        *(pytest.param(name, [at_step(step)], None, marks=pytest.mark.slow) for name in COMMANDS for step in (5, 9)),
+        *(pytest.param(name, [at_step(step)], "", marks=pytest.mark.slow) for name in COMMANDS for step in (5, 9)),
     ],
 )
 def test_a_command_that_is_interrupted_and_resumed_ends_with_the_same_bits(
     name: str,
     interruptions: list[Prepare],
-    resumed_at: int | None,
+    resumed_at: object,
     run: Run,
-    uninterrupted: dict[str, Results],
+    uninterrupted: dict[str, dict[str, bytes]],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -237,7 +221,7 @@ def test_a_command_that_is_interrupted_and_resumed_ends_with_the_same_bits(
         assert not list(tmp_path.glob("checkpoints/*d.pt"))
     capfd.readouterr()
     assert run(name, tmp_path) == 0
-    assert f"\nresuming after step {resumed_at or ''}" in "\n" + capfd.readouterr().out
+    assert f"\nresuming after step {resumed_at}" in "\n" + capfd.readouterr().out
     assert results(tmp_path) == uninterrupted[name]
 
 
@@ -245,18 +229,18 @@ def test_another_setting_data_or_model_is_refused_by_name_and_nothing_is_lost(
     run_main: Command, run: Run, sft_options: list[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     assert run("fine-tuning", tmp_path, at_step(7)) == -signal.SIGKILL
-    state = tmp_path / "checkpoints" / "sft_model.state.pt"
+    state, others, changed = tmp_path / "checkpoints/sft_model.state.pt", tmp_path / "others.json", tmp_path / "new.pt"
     before = state.read_bytes()
-    save_pairs(tmp_path / "others.json", [Pair(f"What is {n} plus {n}?", f"It is {2 * n}.") for n in range(18)])
+    save_pairs(others, [Pair(f"What is {n} plus {n}?", f"It is {2 * n}.") for n in range(18)])
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint.model.norm.weight.data[0] += 0.5
-    save_checkpoint(tmp_path / "changed.pt", checkpoint)
+    save_checkpoint(changed, checkpoint)
     options = [*sft_options, *in_folder(tmp_path), "--resume"]
     for option, value, complaint in (
         ("--temperature", 0, "--temperature was 0.7 and is 0.0"),
-        ("--data", tmp_path / "others.json", "the digest of sft_dataset was"),
-        ("--test-data", tmp_path / "others.json", "the digest of sft_test was"),
-        ("--model", tmp_path / "changed.pt", "the digest of the weights to begin with was"),
+        ("--data", others, "the digest of sft_dataset was"),
+        ("--test-data", others, "the digest of sft_test was"),
+        ("--model", changed, "the digest of the weights to begin with was"),
     ):
         outcome = run_main(sft.main, *options, option, value)
         assert_refused(outcome, f"{state} cannot be resumed: {complaint}")
