@@ -15,19 +15,8 @@ from part4_sft.dataset import Pair, draw_pairs, hold_out, make_datasets, save_pa
 from part4_sft.formats import load_pairs
 from tests.conftest import tell_tale, wording
 
-SIZES = {
-    "sft_dataset": 5000,
-    "sft_validation": 100,
-    "sft_test": 200,
-    "sft_test_unseen_wording": 200,
-    "sft_test_unseen_phrase": 200,
-}
-
-
-@pytest.fixture(scope="module")
-def scenarios(made: dict[str, list[Pair]]) -> dict[str, list[world.Scenario]]:
-    """What the customer of every pair wants, read back from the context alone."""
-    return {name: [recognise(pair.context) for pair in pairs] for name, pairs in made.items()}
+UNSEEN = ["sft_test_unseen_wording", "sft_test_unseen_phrase"]
+SIZES = {"sft_dataset": 5000, "sft_validation": 100, "sft_test": 200} | dict.fromkeys(UNSEEN, 200)
 
 
 def test_the_five_sets_have_their_sizes_and_only_the_first_500_are_of_high_quality(made: dict[str, list[Pair]]) -> None:
@@ -49,40 +38,24 @@ def test_the_seed_decides_every_pair(made: dict[str, list[Pair]]) -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_high_quality_is_what_the_rubric_says(
-    made: dict[str, list[Pair]], scenarios: dict[str, list[world.Scenario]], name: str
-) -> None:
-    for pair, scenario in zip(made[name], scenarios[name]):
-        assert pair.high_quality == (rate(scenario, pair.response).score >= 4.0), pair
-
-
-@pytest.mark.parametrize("names", [["sft_dataset"], [*SIZES][1:]], ids=["training", "held out"])
-def test_half_give_an_order_number_and_a_tenth_have_two_problems(
-    scenarios: dict[str, list[world.Scenario]], names: list[str]
-) -> None:
-    drawn = [scenario for name in names for scenario in scenarios[name]]
-    assert sum(scenario.order_number is not None for scenario in drawn) / len(drawn) == pytest.approx(0.5, abs=0.06)
-    assert sum(len(scenario.intents) == 2 for scenario in drawn) / len(drawn) == pytest.approx(0.1, abs=0.04)
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_every_set_holds_out_what_its_name_says(
-    made: dict[str, list[Pair]], scenarios: dict[str, list[world.Scenario]], name: str
+def test_every_set_holds_out_what_its_name_says_and_is_rated_by_the_rubric(
+    made: dict[str, list[Pair]], name: str
 ) -> None:
     """Combinations of intent and item in all but the training set; wordings and phrases in the set named after them."""
-    for scenario in scenarios[name]:
-        assert {world.is_held_out_item(intent, scenario.item) for intent in scenario.intents} == {name != "sft_dataset"}
     reserved = [tell_tale(phrase) for intent in world.INTENTS for phrase in intent.restated_only]
     for pair in made[name]:
+        scenario = recognise(pair.context)
+        assert {world.is_held_out_item(intent, scenario.item) for intent in scenario.intents} == {name != "sft_dataset"}
         assert any(phrase in pair.context.lower() for phrase in reserved) == (name == "sft_test_unseen_phrase"), pair
+        assert pair.high_quality == (rate(scenario, pair.response).score >= 4.0), pair
     known = {wording(pair.context) for pair in made["sft_dataset"]}
-    has_known_wordings = any(wording(pair.context) in known for pair in made[name])
-    assert has_known_wordings == (name not in ("sft_test_unseen_wording", "sft_test_unseen_phrase"))
+    assert any(wording(pair.context) in known for pair in made[name]) == (name not in UNSEEN)
 
 
 def test_pairs_are_drawn_one_at_a_time_and_their_contexts_are_new(tmp_path: Path) -> None:
     """However many are written, none is drawn ahead of the file."""
     seen: set[int] = set()
+    drawn: list[Pair] = []
 
     def watched() -> Iterator[Pair]:
         for _ in range(2):  # the same pairs, but for their contexts
@@ -91,7 +64,6 @@ def test_pairs_are_drawn_one_at_a_time_and_their_contexts_are_new(tmp_path: Path
                 assert len(seen) == len(drawn)
                 yield pair
 
-    drawn: list[Pair] = []
     save_pairs(tmp_path / "pairs.json", watched())
     assert load_pairs(tmp_path / "pairs.json") == drawn
     assert len({pair.context for pair in drawn}) == 1000
@@ -103,19 +75,15 @@ def test_pairs_are_drawn_one_at_a_time_and_their_contexts_are_new(tmp_path: Path
 def test_saved_pairs_have_exactly_three_keys_and_a_line_each(pairs: list[Pair], tmp_path: Path) -> None:
     save_pairs(tmp_path / "pairs.json", pairs)
     text = (tmp_path / "pairs.json").read_text(encoding="utf-8")
-    assert json.loads(text) == [
-        {"context": pair.context, "response": pair.response, "high_quality": pair.high_quality} for pair in pairs
-    ]
+    values = [(pair.context, pair.response, pair.high_quality) for pair in pairs]
+    assert json.loads(text) == [dict(zip(("context", "response", "high_quality"), entry)) for entry in values]
     assert text.count("\n") == len(pairs) + 2 and "\\u" not in text
 
 
-def test_held_out_parts_share_no_context_with_each_other_and_have_their_size() -> None:
+def test_the_seed_decides_which_contexts_are_held_out_and_one_must_be_left() -> None:
     pairs = [Pair(f"context {number % 40}", f"response {number}") for number in range(120)]
-    first, second = hold_out(pairs, [4, 35], seed=0)
-    assert (len(first), len(second)) == (12, 105)  # every context occurs three times
-    assert len({pair.context for pair in first}) == 4
-    assert not {pair.context for pair in first} & {pair.context for pair in second}
-    assert hold_out(pairs, [4, 35], seed=0) == [first, second] != hold_out(pairs, [4, 35], seed=1)
-    assert hold_out(pairs, [], seed=0) == []
+    parts = hold_out(pairs, [4, 35], seed=0)
+    assert [len(part) for part in parts] == [12, 105]  # every context occurs three times
+    assert hold_out(pairs, [4, 35], seed=0) == parts != hold_out(pairs, [4, 35], seed=1)
     with pytest.raises(ValueError, match=r"^40 different contexts are too few to hold 20 and 20 out$"):
         hold_out(pairs, [20, 20], seed=0)
