@@ -34,13 +34,16 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.file
     questions = load_questions(path)
-    count = f"{len(questions):,}"
     if not arguments.report:
         title = f"Which reply is better? {path.name}, {arguments.annotator}"
-        journal = journal_of(path, arguments.annotator)
+        journal, count = journal_of(path, arguments.annotator), f"{len(questions):,}"
         interview(list(questions), journal, CHOICES, title, lambda given: f"{len(given):,} of {count} compared")
-    votes = [(name, count_votes(questions, journal)) for name, journal in journals(path).items()]
-    votes = [(name, counts) for name, counts in votes if counts]
+    model_by_key = {item.id: keys for item, keys in questions.items()}
+    votes = []
+    for name, journal in journals(path).items():
+        given = replay(list(questions), journal, CHOICES).given
+        if given:
+            votes.append((name, Counter(model_by_key[id][key] for id, key in given.items())))
     if len(votes) > 1:
         votes.append(("all", sum((counts for _, counts in votes), Counter())))
     print("\n".join(summary(name, counts) for name, counts in votes) or f"nobody has voted on {path} yet")
@@ -68,13 +71,6 @@ def load_questions(path: Path) -> Questions:
     if not questions:
         raise UserError(f"{path} holds no context to which the models reply differently", "there is nothing to compare")
     return questions
-
-
-def count_votes(questions: Questions, journal: Path) -> Counter[str]:
-    """Count what the keys in a journal have come to. Raises UserError where it cannot be read."""
-    model_by_key = {item.id: keys for item, keys in questions.items()}
-    given = replay(list(questions), journal, CHOICES).given
-    return Counter(model_by_key[id][key] for id, key in given.items())
 
 
 def wilson_interval(wins: int, votes: int) -> tuple[float, float]:

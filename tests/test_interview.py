@@ -8,7 +8,6 @@ import re
 import termios
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,7 @@ def test_keys_come_to_answers(keys: str, given: str, position: int) -> None:
     assert state_of(answers) == (given, position)
 
 
-def test_a_key_that_is_an_answer_goes_back_only_at_the_end() -> None:
+def test_b_goes_back_where_it_is_an_answer_only_at_the_end() -> None:
     answers = Answers(["x"], "ab")
     for id, position in (("x", 1), ("", 0)):
         answers.press(id, "b")
@@ -105,7 +104,7 @@ def test_long_texts_come_in_pages_that_fit_the_screen(tmp_path: Path, type_keys:
     words = [f"word{number}" for number in range(700)]
     path = tmp_path / "long.json"
     path.write_text(json.dumps([{"context": " ".join(words), "response": response} for response in ("short", "next")]))
-    _, (*screens, first_again, next_pair) = type_keys(label.main, " " * 5 + "1", path)
+    _, (*screens, first_again, _, next_pair) = type_keys(label.main, " " * 6 + "1", path)
     assert re.findall(r"word\d+", "\n".join(screens)) == words and "short" in screens[-1]
     for page, screen in enumerate(screens, start=1):
         assert f" page {page} of 5, space for the next\n" in screen and "1 wrong" in screen
@@ -148,41 +147,33 @@ def test_no_text_can_steer_the_terminal() -> None:
     assert wrapped("one two", 5) == ["one", "two"]
 
 
-@pytest.fixture
-def start(terminal: Callable[..., Terminal], path: Path) -> Callable[..., Terminal]:
-    return partial(terminal, "part4_sft.label", path, "--annotator", "anna")
-
-
-def test_work_goes_on_where_it_was_killed(start: Callable[..., Terminal], path: Path) -> None:
-    labelling = start()
+def test_work_goes_on_where_it_was_killed_and_ctrl_c_gives_the_terminal_back(
+    terminal: Callable[..., Terminal], path: Path
+) -> None:
+    command = ["part4_sft.label", path, "--annotator", "anna"]
+    labelling = terminal(*command)
     labelling.wait_for("question 0")
     assert "1 wrong  2 poor" in labelling.text and "u undo  q quit  space next page" in labelling.text
     assert b"\x1b[1m" in labelling.sent
-    second = start()
+    second = terminal(*command)
     assert second.end() == 2 and second.last_words.startswith(f"error: {journal_of(path, 'anna')} is in use; ")
     labelling.press("\x1b[A\x1b[3~\x1bOB5")  # arrows and Delete do nothing
     labelling.wait_for("question 1")
     assert "answer 1" in labelling.text and "question 0" not in labelling.text
     labelling.process.kill()
     labelling.process.wait()
-    again = start(NO_COLOR="1")
+
+    again = terminal(*command, NO_COLOR="1")
+    before = termios.tcgetattr(again.master)
     again.wait_for("question 1")
+    assert termios.tcgetattr(again.master)[6][termios.VSUSP] == b"\0" != before[6][termios.VSUSP]  # no Ctrl-Z
     assert b"\x1b[1m" not in again.sent
-    again.press("11114q")
-    assert again.end() == 0 and again.last_words.endswith("\nanna: 6 of 6 rated, 2 of them 4 or 5\n")
-
-
-def test_ctrl_c_keeps_the_ratings_and_gives_the_terminal_back(start: Callable[..., Terminal], path: Path) -> None:
-    labelling = start()
-    before = termios.tcgetattr(labelling.master)
-    labelling.wait_for("question 0")
-    assert termios.tcgetattr(labelling.master)[6][termios.VSUSP] == b"\0" != before[6][termios.VSUSP]  # no Ctrl-Z
-    labelling.press("5")
-    labelling.wait_for("question 1")
-    labelling.press("\x03")
-    assert labelling.end() == 130 and termios.tcgetattr(labelling.master) == before
-    written, interrupted = labelling.last_words.splitlines()
-    assert written == f"written: {path}; pairs that train (high_quality 1): 1; that do not (0): 5"
+    again.press("4")
+    again.wait_for("question 2")
+    again.press("\x03")
+    assert again.end() == 130 and termios.tcgetattr(again.master) == before
+    written, interrupted = again.last_words.splitlines()
+    assert written == f"written: {path}; pairs that train (high_quality 1): 2; that do not (0): 4"
     assert interrupted == f"interrupted: {journal_of(path, 'anna')} holds what was answered; the same command goes on"
 
 
@@ -191,6 +182,7 @@ def test_mistakes_end_in_one_line(run_main: Command, path: Path) -> None:
     assert_refused(run_main(label.main, path), "needs a terminal")
     assert_refused(run_main(label.main, path, "--annotator", "a/b"), "must be letters, digits, - and _")
     assert_refused(run_main(label.main), "the following arguments are required: FILE")
+    assert_refused(run_main(label.main, path / "missing.json"), "cannot read ")
     assert not list(path.parent.glob("*.jsonl")) and path.read_bytes() == before
     journal_of(path, "anna").mkdir()
     assert_refused(run_main(label.main, path, "--report"), "cannot read ")

@@ -13,7 +13,7 @@ from part4_sft import label
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
 from part4_sft.terminal.ratings import Ratings, weighted_kappa
-from tests.conftest import Command, TypeKeys, assert_refused
+from tests.conftest import Command, TypeKeys
 
 Rate = Callable[..., str]
 
@@ -112,7 +112,3 @@ def test_kappa_weighs_by_squares(first: list[int], second: list[int], kappa: flo
     by_anna: Ratings = dict(zip("abcdef", first)) | {"rated by one": 1}
     by_ben: Ratings = dict(zip("abcdef", second)) | {"rated by another": 5}
     assert weighted_kappa(by_anna, by_ben) == (None if kappa is None else pytest.approx(kappa))
-
-
-def test_a_missing_file_is_refused(run_main: Command, tmp_path: Path) -> None:
-    assert_refused(run_main(label.main, tmp_path / "missing.json"), "cannot read ")

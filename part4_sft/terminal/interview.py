@@ -165,7 +165,8 @@ def interview(
                     return
                 id = answers.current_id
                 status = progress(answers.given) + pace(answer_times, len(answers.ids) - len(answers.given))
-                draw_page(item_by_id.get(id), choices, answers.given.get(id), title, status, page)
+                head = f"{title} (you said {answers.given[id]})" if id in answers.given else title
+                draw_page(item_by_id.get(id), choices, head, status, page)
     except KeyboardInterrupt as error:
         raise type(error)(f"{journal} holds what was answered; the same command goes on") from error
     except BlockingIOError as error:
@@ -174,9 +175,7 @@ def interview(
         raise UserError(f"cannot write {journal}: {error.strerror}", "what was answered before is kept") from error
 
 
-def draw_page(
-    item: Item | None, choices: dict[str, str], given: str | None, title: str, status: str, page: int
-) -> None:
+def draw_page(item: Item | None, choices: dict[str, str], head: str, status: str, page: int) -> None:
     """Fill the screen with a page of the item, the keys and the status; of no item, say that all are answered."""
     columns, lines = get_terminal_size()
     columns -= 1  # in a line that is full to the last column, some terminals break once more
@@ -189,7 +188,6 @@ def draw_page(
     room = max(1, lines - len(foot) - 4)
     pages = [body[start : start + room] for start in range(0, len(body), room)]
     page %= len(pages)
-    head = f"{title} (you said {given})" if given else title
     if len(pages) > 1:
         head += f" page {page + 1} of {len(pages)}, space for the next"
     blank = [""] * (room - len(pages[page]))
