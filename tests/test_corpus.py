@@ -97,8 +97,7 @@ def test_phrases_for_restatements_occur_but_are_never_answered(conversations: li
 
 
 def test_at_most_a_fifth_of_the_agents_replies_is_ideal(scenarios: dict[str, Scenario]) -> None:
-    right = {text: scenario for text, scenario in scenarios.items() if world.in_catalogue(scenario.item)}
-    ratings = [rate(scenario, reply) for text, scenario in right.items() for reply in agent_turns(text)]
+    ratings = [rate(scenario, reply) for text, scenario in scenarios.items() for reply in agent_turns(text)]
     assert 0.05 < sum(rating.is_high_quality for rating in ratings) / len(ratings) <= 0.2
 
 
