@@ -50,10 +50,9 @@ def main() -> None:
 
 
 def load_questions(path: Path) -> Questions:
-    """Read what to ask about a file of replies; the same file gives the same questions.
+    """Read what to ask about a file of replies, always the same; contexts with the same reply twice need no vote.
 
-    Replies that are the same need no vote. Raises UserError where the file cannot be read or holds no replies of two
-    models.
+    Raises UserError where the file cannot be read or holds no replies of two models.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

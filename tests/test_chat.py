@@ -77,12 +77,13 @@ def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
     path = tmp_path / "sft_model.pt"
     settings = {"prompt_template": r"Question: {context}\nAnswer:", "max_length": 40}
     save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": str(tiny_checkpoint), "settings": settings}))
-    for _, encoder in load_models(path, None, None, 20, "cpu").values():
-        assert (encoder.template, encoder.max_length) == ("Question: {context}\nAnswer:", 40)
-    for _, encoder in load_models(path, path, "Q: {context}", 20, "cpu").values():
-        assert encoder.template == "Q: {context}"
-    for _, encoder in load_models(tiny_checkpoint, path, None, 20, "cpu").values():  # which tells of no settings
-        assert (encoder.template, encoder.max_length) == ("Customer: {context}\nAgent:", 512)
+    for sft, base, named, template, max_length in [
+        (path, None, None, "Question: {context}\nAnswer:", 40),
+        (path, path, "Q: {context}", "Q: {context}", 40),
+        (tiny_checkpoint, path, None, "Customer: {context}\nAgent:", 512),  # which tells of no settings
+    ]:
+        for _, encoder in load_models(sft, base, named, 20, "cpu").values():
+            assert (encoder.template, encoder.max_length) == (template, max_length)
     save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": "a converted folder"}))
     with pytest.raises(UserError, match="does not tell what it was fine-tuned from; name that with --base"):
         load_models(path, None, None, 20, "cpu")
@@ -140,9 +141,7 @@ def test_lines_can_be_edited_and_recalled(
     talking.press("\x15Hallo\x7f\x7f\x7f\x7fello\r")  # Ctrl-U deletes the line
     talking.wait_for("fine-tuned")
     talking.wait_for("\n>\n")
-    heading = next(line for line in talking.text.split("\n") if "fine-tuned" in line)
-    assert heading.startswith("pretrained") and heading.index("fine-tuned") > 38
-    assert "> Hello" in talking.text
+    assert f"> Hello\n{'pretrained':40}fine-tuned\n" in talking.text
     talking.press("x\x04\x15\x04")  # Ctrl-D does nothing in a line; it is deleted, then Ctrl-D ends
     assert talking.end() == 0
     assert history.read_text() == "What I asked yesterday\nHello\n"

@@ -101,9 +101,6 @@ def rating_in_words(context: str, text: str) -> str:
     return f"(rated {'; '.join([format(rating['rating'], '.1f'), *rating['faults']])})" if rating else ""
 
 
-# ---------------------------------------------------------------------------------------------------- terminal
-
-
 def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None:
     """Draw all replies at once, each in a column of its own, token by token, and their ratings at the end."""
     columns, lines = get_terminal_size()

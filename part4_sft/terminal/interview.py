@@ -134,12 +134,8 @@ def interview(
 ) -> None:
     """Ask about the items until the person quits; append every key to the journal before it has any effect.
 
-    Args:
-        choices: the keys that are answers, and a word for each.
-        progress: says in a few words how far the answers given (key by id) have come.
-
-    Raises:
-        UserError: there is no terminal, or the journal cannot be written or is in use.
+    `choices` has a word for each key that is an answer; `progress` says how far the answers given (key by id) have
+    come. Raises UserError where there is no terminal, or the journal cannot be written or is in use.
     """
     item_by_id = {item.id: item for item in items}
     answers = replay(items, journal, choices)

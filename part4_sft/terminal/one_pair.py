@@ -1,7 +1,4 @@
-"""One training pair from JSON to gradient to reply: the sections that `python -m part4_sft.walkthrough` prints.
-
-docs/walkthrough.md quotes and explains them.
-"""
+"""One training pair from JSON to gradient to reply: the sections that docs/walkthrough.md quotes and explains."""
 
 from __future__ import annotations
 
@@ -26,11 +23,8 @@ from part4_sft.training import collate, make_optimizer, masked_loss
 def follow(path: Path, number: int, seed: int) -> None:
     """Print what becomes of the training pair with this number, from 1, in a step together with the next pair.
 
-    Args:
-        path: the pretrained checkpoint; `sft_model.pt` beside it replies too, if it is there.
-
-    Raises:
-        UserError: a checkpoint cannot be read, or has no room for a reply.
+    `path` is the pretrained checkpoint; `sft_model.pt` beside it replies too, if it is there. Raises UserError where
+    one cannot be read, or has no room for a reply.
     """
     settings = SFTConfig(seed=seed)
     model, encoder = load(path, settings)

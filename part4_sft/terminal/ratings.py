@@ -39,8 +39,7 @@ def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
 def label(path: Path, annotator: str) -> None:
     """Ask for ratings until the person quits, put them into the file, and print what they have come to.
 
-    Raises:
-        UserError: a file cannot be read or written, or there is no terminal.
+    Raises UserError where a file cannot be read or written, or there is no terminal.
     """
     items = load_items(path)
     title = f"{path.name}, rated by {annotator}"
