@@ -7,18 +7,16 @@ from random import Random
 
 import pytest
 
-from part3_pretrain.retail.rubric import HIGH_QUALITY, LONGEST_CONTEXT, RUBRIC, rate, recognise
+from part3_pretrain.retail.rubric import HIGH_QUALITY, RUBRIC, rate, recognise
 from part3_pretrain.retail.world import INTENTS, Scenario, draw_context
 from tests.conftest import draw_scenarios
 
 BY_NAME = {intent.name: intent for intent in INTENTS}
 SCENARIO = Scenario((BY_NAME["damaged"],), "walnut bookshelf", "48213")
-IDEAL = (
-    "I am sorry about the damage, and thank you for telling us about your walnut bookshelf (order 48213). "
-    "A free replacement leaves our warehouse by express. You will get an e-mail within the hour."
-)
 ACKNOWLEDGEMENT = "I am sorry about the damage, and thank you for telling us about your"
+RESOLUTION = "A free replacement leaves our warehouse by express."
 NEXT_STEP = " You will get an e-mail within the hour."
+IDEAL = f"{ACKNOWLEDGEMENT} walnut bookshelf (order 48213). {RESOLUTION}{NEXT_STEP}"
 
 
 @pytest.mark.parametrize("restated_only", [False, True])
@@ -30,21 +28,13 @@ def test_recognise_reads_back_what_was_drawn(held_out: bool, restated_only: bool
         assert recognise(context) == scenario, context
 
 
-def test_recognise_reads_items_of_no_catalogue() -> None:
+def test_recognise_reads_items_of_no_catalogue_in_at_most_2000_characters_of_this_world() -> None:
     assert recognise("It is about a steel kettle: the zorblat arrived broken.").item == "steel kettle"
-    assert recognise("Customer says that the wallnut bookshelf arrived broken, order 48213.") == replace(
-        SCENARIO, item="wallnut bookshelf"
-    )
-
-
-@pytest.mark.parametrize("text", ["What is the capital of France?", "", "I love the walnut bookshop", "oak desk"])
-def test_recognise_knows_what_is_not_of_this_world(text: str) -> None:
-    assert recognise(text) is None
-
-
-def test_a_context_of_2000_characters_is_read_and_a_longer_one_is_not() -> None:
-    longest = "I love the oak desk.".ljust(LONGEST_CONTEXT)
-    assert len(longest) == 2000 and recognise(longest) and recognise(longest + " ") is None
+    context = "Customer says that the wallnut bookshelf arrived broken, order 48213."
+    assert recognise(context) == replace(SCENARIO, item="wallnut bookshelf")
+    for text in ("What is the capital of France?", "", "I love the walnut bookshop", "oak desk"):
+        assert recognise(text) is None
+    assert recognise(context.ljust(2000)) and recognise(context.ljust(2001)) is None
 
 
 def test_an_ideal_reply_is_rated_5_in_any_case_and_none_1() -> None:
@@ -79,15 +69,9 @@ def test_every_fault_is_told_and_an_error_keeps_a_reply_below_high_quality(
     assert (rating.score, rating.faults, rating.is_high_quality) == (score, faults, score >= 4.0)
 
 
-@pytest.mark.parametrize(("spelling", "accepted"), [("walnut", True), ("wallnut", True), ("wlnut", False)])
-def test_an_item_may_be_spelled_as_in_the_catalogue_or_as_the_customer_does(spelling: str, accepted: bool) -> None:
-    reply = IDEAL.replace("walnut", spelling)
-    assert rate(replace(SCENARIO, misspelled="wallnut bookshelf"), reply).item == accepted
-    assert rate(SCENARIO, reply).item == (spelling == "walnut")
-
-
 def test_points_add_up_and_two_problems_need_two_resolutions() -> None:
     two_problems = replace(SCENARIO, intents=(BY_NAME["damaged"], BY_NAME["invoice"]))
+    mistyping, misspelled = replace(SCENARIO, misspelled="wallnut bookshelf"), IDEAL.replace("walnut", "wallnut")
     without_number = replace(SCENARIO, order_number=None)
     blunt = IDEAL.replace(ACKNOWLEDGEMENT, "You wrote about your").replace(NEXT_STEP, "")
     for scenario, reply, score in [
@@ -95,10 +79,12 @@ def test_points_add_up_and_two_problems_need_two_resolutions() -> None:
         (SCENARIO, "Thank you for asking. Your walnut bookshelf is on my list.", 2.6),
         (two_problems, "A pdf copy.", 1.7),
         (two_problems, IDEAL, 3.5),
-        (two_problems, IDEAL.replace(NEXT_STEP, ""), 3.5),
         (two_problems, f"{IDEAL} As for the invoice, a pdf copy is attached.", 5.0),
         (without_number, IDEAL, 3.5),
         (without_number, IDEAL.replace(" (order 48213)", ""), 5.0),
+        (SCENARIO, misspelled, 3.5),
+        *((mistyping, reply, 5.0) for reply in (IDEAL, misspelled)),  # as in the catalogue or as the customer spells it
+        (mistyping, IDEAL.replace("walnut", "wlnut"), 3.5),
     ]:
         rating = rate(scenario, reply)
         assert (rating.score, rating.is_high_quality) == (score, score >= 4.0), reply

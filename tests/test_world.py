@@ -8,8 +8,6 @@ from dataclasses import replace
 from itertools import product
 from random import Random
 
-import pytest
-
 from part3_pretrain.retail import world
 from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.retail.world import DEPARTMENTS, IDEAL, INTENTS, Scenario, in_catalogue, is_held_out_item
@@ -47,36 +45,26 @@ def test_a_resolution_proves_its_own_intent_alone_and_only_the_next_step_says_wh
     assert all(rate(Scenario((INTENTS[0],), ITEM), step).next_step for step in IDEAL["next_steps"])
 
 
-@pytest.fixture(scope="module")
-def names() -> dict[bool, set[str]]:
-    """Nearly all invented names, held out or not."""
+def test_scenarios_are_drawn_as_asked_and_a_fifth_of_the_names_and_of_the_combinations_is_held_out() -> None:
     rng = Random(0)
-    return {flag: {world.invent_item(rng, held_out=flag) for _ in range(20_000)} for flag in (False, True)}
-
-
-@pytest.mark.parametrize("held_out", [False, True])
-def test_scenarios_are_drawn_as_asked(held_out: bool, names: dict[bool, set[str]]) -> None:
-    rng = Random(0)
-    drawn = [world.draw_scenario(rng, held_out_item=held_out, invented_items=0.2) for _ in range(3_000)]
-    for scenario in drawn:
-        assert {is_held_out_item(intent, scenario.item) for intent in scenario.intents} == {held_out}
-        shelves = {name for name, shelf in DEPARTMENTS.items() if scenario.item.endswith(tuple(shelf["nouns"]))}
-        assert all(shelves <= set(intent.departments) for intent in scenario.intents), scenario
-    assert {scenario.item for scenario in drawn}.isdisjoint(names[not held_out])
-    assert 0.46 < sum(scenario.order_number is not None for scenario in drawn) / len(drawn) < 0.54
-    assert 0.08 < sum(len(scenario.intents) == 2 for scenario in drawn) / len(drawn) < 0.12
-    assert 0.17 < sum(not in_catalogue(scenario.item) for scenario in drawn) / len(drawn) < 0.23
-    by_default = [world.draw_scenario(rng, held_out_item=held_out, two_problems=1.0) for _ in range(300)]
-    assert all(in_catalogue(scenario.item) and len(scenario.intents) == 2 for scenario in by_default)
-
-
-def test_a_fifth_of_the_combinations_and_of_the_invented_names_is_held_out(names: dict[bool, set[str]]) -> None:
-    rng = Random(0)
+    names = {flag: {world.invent_item(rng, held_out=flag) for _ in range(20_000)} for flag in (False, True)}
+    assert names[False].isdisjoint(names[True]) and not any(map(in_catalogue, names[False] | names[True]))
+    assert 0.17 < len(names[True]) / len(names[False] | names[True]) < 0.25  # nearly all names
     items = [world.draw_item(rng, list(DEPARTMENTS)) for _ in range(200)]
     flags = [is_held_out_item(intent, item) for intent in INTENTS for item in items]
     assert 0.18 < sum(flags) / len(flags) < 0.22
-    assert names[False].isdisjoint(names[True]) and not any(map(in_catalogue, names[False] | names[True]))
-    assert 0.17 < len(names[True]) / len(names[False] | names[True]) < 0.25
+    for held_out in (False, True):
+        drawn = [world.draw_scenario(rng, held_out_item=held_out, invented_items=0.2) for _ in range(3_000)]
+        for scenario in drawn:
+            assert {is_held_out_item(intent, scenario.item) for intent in scenario.intents} == {held_out}
+            shelves = {name for name in DEPARTMENTS if scenario.item.endswith(tuple(DEPARTMENTS[name]["nouns"]))}
+            assert all(shelves <= set(intent.departments) for intent in scenario.intents), scenario
+        assert {scenario.item for scenario in drawn}.isdisjoint(names[not held_out])
+        assert 0.46 < sum(scenario.order_number is not None for scenario in drawn) / len(drawn) < 0.54
+        assert 0.08 < sum(len(scenario.intents) == 2 for scenario in drawn) / len(drawn) < 0.12
+        assert 0.17 < sum(not in_catalogue(scenario.item) for scenario in drawn) / len(drawn) < 0.23
+    by_default = [world.draw_scenario(rng, held_out_item=False, two_problems=1.0) for _ in range(300)]
+    assert all(in_catalogue(scenario.item) and len(scenario.intents) == 2 for scenario in by_default)
 
 
 def test_an_intent_has_150_wordings_or_more_and_about_a_quarter_is_held_out_from_restatements_too() -> None:
