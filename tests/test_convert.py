@@ -1,4 +1,4 @@
-"""The converting command: what it writes is read elsewhere, comes back with the same bits, and answers the same."""
+"""The converting command: what it writes is read elsewhere and comes back with the same bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 from tokenizers import Tokenizer
 
@@ -18,40 +17,28 @@ from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from part3_pretrain.huggingface.write import CARD_SETTINGS, model_card
 from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
-from part4_sft.generation import Sampling, generate
 from tests.conftest import Command, assert_refused
 
-REPLIES = {"Customer: My desk is late.\nAgent:": " I am sorry.", "Customer: Where is it?\nAgent:": " On its way."}
 
-
-@pytest.fixture(scope="module")
-def memorized(tiny_model: Transformer, tokenizer: Tokenizer) -> Checkpoint:
-    """A model that knows two replies by heart, and where they end."""
-    model = deepcopy(tiny_model)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for prompt, reply in list(REPLIES.items()) * 60:
-        ids = torch.tensor([tokenizer.encode(prompt).ids + tokenizer.encode(reply).ids + [1]])
-        loss = F.cross_entropy(model.lm_head(model(ids[:, :-1]))[0], ids[0, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return Checkpoint(model, tokenizer, {"seed": 0})
+@pytest.fixture
+def checkpoint(tiny_model: Transformer, tokenizer: Tokenizer) -> Checkpoint:
+    return Checkpoint(tiny_model, tokenizer, {"seed": 0})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_there_and_back_gives_the_same_bits_and_transformers_answers_the_same(
-    run_main: Command, memorized: Checkpoint, tmp_path: Path, dtype: torch.dtype
+def test_there_and_back_gives_the_same_bits_which_transformers_reads(
+    run_main: Command, checkpoint: Checkpoint, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    model = deepcopy(memorized.model).to(dtype)
+    model = deepcopy(checkpoint.model).to(dtype)
     folder, again, back = tmp_path / "folder", tmp_path / "again", tmp_path / "back.pt"
-    save_checkpoint(tmp_path / "model.pt", replace(memorized, model=model))
+    save_checkpoint(tmp_path / "model.pt", replace(checkpoint, model=model))
     status, printed, _ = run_main(convert.main, "to-hf", tmp_path / "model.pt", folder)
     assert status == 0 and str(folder / "model.safetensors") in printed
     assert run_main(convert.main, "from-hf", folder, back)[:2] == (0, f"written: {back}\n")
     loaded = load_checkpoint(back, dtype=None)
     assert (loaded.model.config, loaded.made_by) == (model.config, {"from": str(folder)})
     torch.testing.assert_close(loaded.model.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert loaded.tokenizer.to_str() == memorized.tokenizer.to_str()
+    assert loaded.tokenizer.to_str() == checkpoint.tokenizer.to_str()
 
     run_main(convert.main, "to-hf", back, again)
     for file in folder.iterdir():
@@ -61,13 +48,6 @@ def test_there_and_back_gives_the_same_bits_and_transformers_answers_the_same(
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(theirs.state_dict()["lm_head.weight"], model.lm_head.weight.data, rtol=0, atol=0)
-    pipeline = transformers.pipeline("text-generation", model=str(folder))
-    for prompt in [*REPLIES, "Customer: My jam (order 48213) is late.\nAgent:"] if dtype == torch.float32 else []:
-        (reply,) = generate(model, [memorized.tokenizer.encode(prompt).ids], Sampling(0, max_new_tokens=40))
-        text = memorized.tokenizer.decode(reply.ids)
-        assert text == REPLIES.get(prompt, text)
-        (answer,) = pipeline(prompt, do_sample=False, max_new_tokens=40, return_full_text=False)
-        assert answer["generated_text"] == text
 
 
 SETTINGS = {name: getattr(SFTConfig(), name) for name in [*CARD_SETTINGS, "temperature", "prompt_template"]}
@@ -95,8 +75,8 @@ FINE_TUNED_PARTS = [
         ({"from": "models/SmolLM2"}, ["Converted from `SmolLM2`, which does not tell how it was made."]),
     ],
 )
-def test_the_model_card_tells_how_the_model_was_made(memorized: Checkpoint, made_by: Any, parts: list[str]) -> None:
-    card = model_card("my-agent", replace(memorized, made_by=made_by))
+def test_the_model_card_tells_how_the_model_was_made(checkpoint: Checkpoint, made_by: Any, parts: list[str]) -> None:
+    card = model_card("my-agent", replace(checkpoint, made_by=made_by))
     header = "---\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n"
     for part in [header, "of the llama family with 39,840 parameters", *parts]:
         assert part in card
@@ -117,10 +97,10 @@ def test_the_model_card_tells_how_the_model_was_made(memorized: Checkpoint, made
     ],
 )
 def test_a_users_mistake_ends_in_one_line_and_nothing_is_written(
-    run_main: Command, memorized: Checkpoint, tmp_path: Path, monkeypatch: Any, arguments: str, message: str
+    run_main: Command, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: Any, arguments: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_checkpoint(Path("model.pt"), memorized)
+    save_checkpoint(Path("model.pt"), checkpoint)
     run_main(convert.main, "to-hf", "model.pt", "folder")
     Path("empty").mkdir()
     before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}

@@ -59,7 +59,7 @@ def saved_by_transformers(
 
 
 @torch.no_grad()
-def assert_same_model(ours: Transformer, theirs: Any, steps: int = 32) -> None:
+def assert_same_model(ours: Transformer, theirs: Any) -> None:
     """Compare logits, and greedy continuations of prompts that transformers pads on the left."""
     rng = torch.Generator().manual_seed(1)
     tokens = torch.randint(640, (3, 100), generator=rng)
@@ -70,8 +70,8 @@ def assert_same_model(ours: Transformer, theirs: Any, steps: int = 32) -> None:
     prompts = [torch.randint(3, 600, (length,), generator=rng).tolist() for length in (20, 3, 11, 1)]
     padded = torch.tensor([[0] * (20 - len(prompt)) + prompt for prompt in prompts])
     greedy = {"do_sample": False, "suppress_tokens": [0], "pad_token_id": 0}
-    expected = theirs.generate(padded, attention_mask=(padded != 0).long(), max_new_tokens=steps, **greedy)
-    replies = generate(ours, prompts, Sampling(temperature=0, max_new_tokens=steps))
+    expected = theirs.generate(padded, attention_mask=(padded != 0).long(), max_new_tokens=32, **greedy)
+    replies = generate(ours, prompts, Sampling(temperature=0, max_new_tokens=32))
     for reply, row in zip(replies, expected[:, 20:].tolist(), strict=True):
         assert reply.ids == (row[: row.index(1)] if 1 in row else row)
 
@@ -85,6 +85,12 @@ def edit(path: Path, **changes: Any) -> None:
 def load_config(folder: Path) -> ModelConfig:
     settings = {path.name: json.loads(path.read_text()) for path in folder.glob("*config.json")}
     return from_hugging_face(settings, Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+
+@pytest.fixture
+def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    saved_by_transformers(tmp_path / "in", "qwen2.5", tokenizer)
+    return tmp_path / "in"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,7 +111,7 @@ def test_same_logits_same_greedy_text_and_the_same_bits_back(family: str, tokeni
 def test_shards_are_read_like_one_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     theirs = saved_by_transformers(tmp_path, "qwen2.5", tokenizer, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3 and not (tmp_path / "model.safetensors").exists()
-    assert_same_model(load_checkpoint(tmp_path).model, theirs, steps=4)
+    assert_same_model(load_checkpoint(tmp_path).model, theirs)
 
 
 def test_transformers_reads_a_model_pretrained_here(
@@ -125,12 +131,6 @@ def test_transformers_reads_a_model_pretrained_here(
     assert load_checkpoint(tmp_path).model.config == tiny_model.config
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}  # older versions of transformers read no other
-
-
-@pytest.fixture
-def folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    saved_by_transformers(tmp_path / "in", "qwen2.5", tokenizer)
-    return tmp_path / "in"
 
 
 def test_the_tokenizers_eos_ends_a_reply_and_whatever_other_files_name(folder: Path, tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_a_config_may_leave_out_the_defaults_of_transformers(folder: Path) -> No
     defaults = {"rms_norm_eps": 1e-6, "head_dim": 8, "num_key_value_heads": 6, "tie_word_embeddings": False}
     edit(folder / "config.json", **defaults, rope_parameters=THETA)
     complete = load_config(folder)
-    optional = {"rms_norm_eps": ..., "head_dim": None, "tie_word_embeddings": ..., "hidden_act": ...}
+    optional: dict[str, Any] = {"rms_norm_eps": ..., "head_dim": None, "tie_word_embeddings": ..., "hidden_act": ...}
     optional |= {"num_key_value_heads": None, "layer_types": ..., "sliding_window": 16, "use_sliding_window": False}
-    theta, other = {"rope_theta": 500.0}, {"rope_theta": 700.0}
-    ropes = [theta, {**other, "rope_parameters": theta}, {**other, "rope_scaling": theta | {"type": "default"}}]
-    for rope in ropes:
+    theta: dict[str, Any] = {"rope_theta": 500.0}
+    scaling = {"rope_theta": 700.0, "rope_scaling": theta | {"type": "default"}}
+    for rope in (theta, {"rope_theta": 700.0, "rope_parameters": theta}, scaling):
         edit(folder / "config.json", **optional | {"rope_parameters": ...} | rope)
         assert load_config(folder) == complete
     edit(folder / "config.json", rope_theta=None, rope_scaling=None)
