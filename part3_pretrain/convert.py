@@ -17,21 +17,20 @@ def main() -> None:
     parser.add_argument("direction", choices=["to-hf", "from-hf"], help="checkpoint to Hugging Face folder, or back")
     parser.add_argument("source", type=Path, help="checkpoint; or folder with config.json and *.safetensors")
     parser.add_argument("target", type=Path, help="folder to make; or checkpoint, such as checkpoints/mine.pt")
-    arguments = parser.parse_args()
-    source, target = arguments.source, arguments.target
+    given = parser.parse_args()
 
     from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint  # imports torch, which takes seconds
     from part3_pretrain.huggingface.write import write_folder
 
-    if arguments.direction == "to-hf":
-        write_folder(target, load_checkpoint(source, dtype=None))
-        print("written:", *sorted(target.iterdir()))
+    if given.direction == "to-hf":
+        write_folder(given.target, load_checkpoint(given.source, dtype=None))
+        print("written:", *sorted(given.target.iterdir()))
         return
-    if not source.is_dir():
-        raise UserError(f"there is no folder {source}", "name one with config.json and *.safetensors")
-    check_not_folder(target)
-    save_checkpoint(target, load_checkpoint(source, dtype=None))
-    print(f"written: {target}")
+    if not given.source.is_dir():
+        raise UserError(f"there is no folder {given.source}", "name one with config.json and *.safetensors")
+    check_not_folder(given.target)
+    save_checkpoint(given.target, load_checkpoint(given.source, dtype=None))
+    print(f"written: {given.target}")
 
 
 if __name__ == "__main__":

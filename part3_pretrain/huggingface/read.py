@@ -33,8 +33,7 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
     settings = {name: _read_settings(folder / name) for name in names}
     path = folder / "tokenizer.json"
     if not path.exists():
-        cure = "save the tokenizer with transformers' fast tokenizer first"
-        raise UserError(f"{folder} holds no tokenizer.json", cure)
+        raise UserError(f"{folder} holds no tokenizer.json", "save transformers' fast tokenizer there first")
     text = _read_text(path)
     try:
         tokenizer = load_tokenizer(text)
