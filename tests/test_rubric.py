@@ -48,9 +48,7 @@ def test_an_ideal_reply_is_rated_5_in_any_case_and_none_1() -> None:
     [
         ("walnut bookshelf", "oak bookshelf", 3.5, ["does not name the customer's item", "names another item"]),
         ("walnut bookshelf", "compact walnut bookshelf", 3.5, ["names another item"]),
-        ("walnut bookshelf", "walnut bookshelf and your steel kettle", 3.5, ["names another item"]),
         ("walnut bookshelf", "walnut bookshelfs", 3.5, ["does not name the customer's item"]),
-        ("walnut bookshelf", "purchase", 3.5, ["does not name the customer's item"]),
         ("48213", "48231", 3.5, ["gets the order number wrong"]),
         (" (order 48213)", "", 3.5, ["gets the order number wrong"]),
         ("order 48213", "orders 48213 and 10000", 3.5, ["gets the order number wrong"]),
@@ -69,7 +67,7 @@ def test_every_fault_is_told_and_an_error_keeps_a_reply_below_high_quality(
     assert (rating.score, rating.faults, rating.is_high_quality) == (score, faults, score >= 4.0)
 
 
-def test_points_add_up_and_two_problems_need_two_resolutions() -> None:
+def test_points_add_up_to_high_quality_from_4_on(monkeypatch: pytest.MonkeyPatch) -> None:
     two_problems = replace(SCENARIO, intents=(BY_NAME["damaged"], BY_NAME["invoice"]))
     mistyping, misspelled = replace(SCENARIO, misspelled="wallnut bookshelf"), IDEAL.replace("walnut", "wallnut")
     without_number = replace(SCENARIO, order_number=None)
@@ -91,9 +89,6 @@ def test_points_add_up_and_two_problems_need_two_resolutions() -> None:
     half = rate(two_problems, IDEAL)
     assert (half.resolved, half.faults) == (0.5, ["leaves a problem without its resolution"])
     assert not half.right_resolution
-
-
-def test_a_rating_of_exactly_4_is_high_quality(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUBRIC["points"], "next_step", 0.0)
     monkeypatch.setitem(RUBRIC["points"], "acknowledgement", 0.2)
     assert rate(SCENARIO, IDEAL).score == HIGH_QUALITY == 4.0 and rate(SCENARIO, IDEAL).is_high_quality

@@ -113,12 +113,11 @@ def test_a_typo_changes_one_letter_and_the_scenario_knows_how_the_item_is_spelle
 
 def test_whoever_asks_for_a_product_is_told_its_right_name() -> None:
     rng = Random(0)
-    for scenario in draw_scenarios(100):
-        for typos in (0.0, 0.5, 1.0):
-            question, answer = world.draw_product_question(scenario, typos, rng)
-            assert not world.names_another_product(question.lower(), scenario.item)
-            assert typos == 0.5 or bool(re.search(rf"\b{scenario.item}\b", question.lower())) == (typos == 0.0)
-            assert scenario.item in answer.lower()
+    for scenario, typos in product(draw_scenarios(100), (0.0, 0.5, 1.0)):
+        question, answer = world.draw_product_question(scenario, typos, rng)
+        assert not world.names_another_product(question.lower(), scenario.item)
+        assert typos == 0.5 or bool(re.search(rf"\b{scenario.item}\b", question.lower())) == (typos == 0.0)
+        assert scenario.item in answer.lower()
 
 
 def test_an_item_can_be_renamed() -> None:
