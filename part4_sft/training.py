@@ -158,14 +158,11 @@ def train(
     state: TrainingState | None = None,
     on_step: Callable[[int, Step], None] | None = None,
 ) -> History:
-    """Fine-tune the model in place: all of its parameters that require gradients.
-
-    A sharded model stays sharded; see `distributed.unsharded`.
+    """Fine-tune all parameters that require gradients, in place; a sharded model stays sharded.
 
     Args:
         examples: every one of these gives gradients; choosing them is up to the caller.
-        validate: called before the first epoch and after each, with the epoch's number, from 0, and its mean training
-            loss per response token; returns an entry of `by_epoch`.
+        validate: called before the first epoch and after each, with its number and mean loss per response token.
         state: where the training is kept, and goes on from if it holds one that was interrupted.
         on_step: called with the step's number, from 1, and what it saw.
 
@@ -190,17 +187,14 @@ def train(
             batches = shuffled_batches(len(examples), config.batch_size, epoch, config.seed)
             steps_before = (epoch - 1) * len(batches)
             for batch in batches[len(history.steps) - steps_before :]:  # of a resumed epoch, those that are left
+                pairs = [examples[index] for index in batch]
                 try:
-                    step = training_step(
-                        loss_module, optimizer, [examples[i] for i in batch], config.gradient_accumulation_steps
-                    )
+                    step = training_step(loss_module, optimizer, pairs, config.gradient_accumulation_steps)
                 except FloatingPointError as error:
                     state.save(model, optimizer, history.values())
-                    pairs = ", ".join(str(index + 1) for index in batch)
-                    raise UserError(
-                        f"the loss of step {len(history.steps) + 1} is {error} (training pairs {pairs})",
-                        "look at them, or lower --learning-rate",
-                    ) from error
+                    numbers = ", ".join(str(index + 1) for index in batch)
+                    cause = f"the loss of step {len(history.steps) + 1} is {error} (training pairs {numbers})"
+                    raise UserError(cause, "look at them, or lower --learning-rate") from error
                 history.steps.append(step)
                 if on_step:
                     on_step(len(history.steps), step)
