@@ -14,9 +14,10 @@ from tests.conftest import draw_scenarios
 BY_NAME = {intent.name: intent for intent in INTENTS}
 SCENARIO = Scenario((BY_NAME["damaged"],), "walnut bookshelf", "48213")
 ACKNOWLEDGEMENT = "I am sorry about the damage, and thank you for telling us about your"
-RESOLUTION = "A free replacement leaves our warehouse by express."
 NEXT_STEP = " You will get an e-mail within the hour."
-IDEAL = f"{ACKNOWLEDGEMENT} walnut bookshelf (order 48213). {RESOLUTION}{NEXT_STEP}"
+IDEAL = (
+    f"{ACKNOWLEDGEMENT} walnut bookshelf (order 48213). A free replacement leaves our warehouse by express.{NEXT_STEP}"
+)
 
 
 @pytest.mark.parametrize("restated_only", [False, True])
@@ -87,8 +88,10 @@ def test_points_add_up_to_high_quality_from_4_on(monkeypatch: pytest.MonkeyPatch
         rating = rate(scenario, reply)
         assert (rating.score, rating.is_high_quality) == (score, score >= 4.0), reply
     half = rate(two_problems, IDEAL)
-    assert (half.resolved, half.faults) == (0.5, ["leaves a problem without its resolution"])
-    assert not half.right_resolution
-    monkeypatch.setitem(RUBRIC["points"], "next_step", 0.0)
-    monkeypatch.setitem(RUBRIC["points"], "acknowledgement", 0.2)
-    assert rate(SCENARIO, IDEAL).score == HIGH_QUALITY == 4.0 and rate(SCENARIO, IDEAL).is_high_quality
+    assert (half.resolved, half.faults, half.right_resolution) == (
+        0.5,
+        ["leaves a problem without its resolution"],
+        False,
+    )
+    monkeypatch.setitem(RUBRIC["points"], "order_number", 0.6)
+    assert rate(SCENARIO, blunt).score == HIGH_QUALITY == 4.0 and rate(SCENARIO, blunt).is_high_quality
