@@ -88,10 +88,6 @@ def test_points_add_up_to_high_quality_from_4_on(monkeypatch: pytest.MonkeyPatch
         rating = rate(scenario, reply)
         assert (rating.score, rating.is_high_quality) == (score, score >= 4.0), reply
     half = rate(two_problems, IDEAL)
-    assert (half.resolved, half.faults, half.right_resolution) == (
-        0.5,
-        ["leaves a problem without its resolution"],
-        False,
-    )
+    assert (half.resolved, half.right_resolution) == (0.5, False) and "without its resolution" in half.faults[0]
     monkeypatch.setitem(RUBRIC["points"], "order_number", 0.6)
     assert rate(SCENARIO, blunt).score == HIGH_QUALITY == 4.0 and rate(SCENARIO, blunt).is_high_quality
