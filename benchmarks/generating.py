@@ -7,13 +7,11 @@ from functools import partial
 
 from transformers import AutoModelForCausalLM
 
-from benchmarks import trl_side
-from benchmarks.side_by_side import Measured, Side, alternate, encode_prompts, load_model, table
+from benchmarks import our_side, trl_side
+from benchmarks.side_by_side import Measured, Side, alternate, table
 from part3_pretrain.model import Transformer
 from part4_sft.dataset import make_datasets
 from part4_sft.generation import Sampling, generate
-
-BATCH_SIZES = (100, 200)
 
 
 def measure_ours(model: Transformer, prompts: list[list[int]], sampling: Sampling) -> Measured:
@@ -30,15 +28,15 @@ def measure_theirs(model: object, prompts: list[list[int]], sampling: Sampling, 
 
 
 def main() -> str:
-    model, encoder = load_model()
-    prompts = encode_prompts(encoder, make_datasets(0)["sft_test"])
+    model, encoder = our_side.load_model()
+    prompts = our_side.encode_prompts(encoder, make_datasets(0)["sft_test"])
     with trl_side.exported(model, encoder.tokenizer) as folder:
         their_model = AutoModelForCausalLM.from_pretrained(folder).eval()
     lines = []
     for temperature, name in ((0.0, "The likeliest token"), (0.7, "Sampled at temperature 0.7")):
         sampling = Sampling(temperature)
         sides: dict[str, Side] = {"part4_sft": partial(measure_ours, model, prompts, sampling)}
-        for size in BATCH_SIZES:
+        for size in (100, 200):
             sides[f"transformers, {size} at once"] = partial(measure_theirs, their_model, prompts, sampling, size)
         runs = alternate(sides, rounds=2)
         lines += [f"{name}:", "", table(runs, "tokens/s"), ""]

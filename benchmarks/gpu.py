@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from benchmarks import trl_side
+from benchmarks import our_side, trl_side
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import (
-    Measured,
-    alternate,
-    count_parameters,
-    count_tokens,
-    encode_good_pairs,
-    fine_tune,
-    load_model,
-    seconds_of,
-    table,
-)
+from benchmarks.side_by_side import Measured, alternate, table
 from part3_pretrain.model import Transformer
 from part4_sft.config import SFTConfig
 
@@ -30,30 +22,27 @@ def main() -> str:
     if not torch.cuda.is_available():
         return "not run: torch finds no GPU here. Where there is one: python -m benchmarks gpu"
     torch.manual_seed(0)
-    _, encoder = load_model()
+    _, encoder = our_side.load_model()
     model = Transformer(SHAPES["135M (SmolLM2)"]).bfloat16()
-    examples = encode_good_pairs(encoder) * 4
+    examples = our_side.encode_good_pairs(encoder) * 4
 
     def measure_ours() -> Measured:
         trained = copy.deepcopy(model).cuda()
-        return Measured(seconds_on_gpu(lambda: fine_tune(trained, examples, CONFIG)), count_tokens(examples))
+        seconds = seconds_on_gpu(lambda: our_side.fine_tune(trained, examples, CONFIG))
+        return Measured(seconds, our_side.count_tokens(examples))
 
     with trl_side.exported(model, encoder.tokenizer) as folder:
         settings = trl_side.SAME_ARITHMETIC | {"bf16": True, "packing": True, "max_length": 1024}
-        runs = alternate(
-            {
-                "part4_sft": measure_ours,
-                "TRL, packed": lambda: trl_side.fine_tune(folder, examples, batch_size=12, **settings)[0],
-            },
-            rounds=3,
-        )
+        measure_theirs = partial(trl_side.fine_tune, folder, examples, batch_size=12, **settings)
+        runs = alternate({"part4_sft": measure_ours, "TRL, packed": lambda: measure_theirs()[0]}, rounds=3)
     best = max(run.rate for run in runs["part4_sft"])
-    share = 6 * count_parameters(model) * best / products_per_second()
-    return "\n".join([table(runs, "real tokens/s"), "", f"Share of the matrix-product rate: {share:.0%}."])
+    share = 6 * our_side.count_parameters(model) * best / products_per_second()
+    return f"{table(runs, 'real tokens/s')}\n\nShare of the matrix-product rate: {share:.0%}."
 
 
-def products_per_second(size: int = 8192, repeats: int = 20) -> float:
+def products_per_second() -> float:
     """Return the floating-point operations a second of large bfloat16 products."""
+    size, repeats = 8192, 20
     x = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
 
     def multiply() -> None:
@@ -66,10 +55,8 @@ def products_per_second(size: int = 8192, repeats: int = 20) -> float:
 
 def seconds_on_gpu(work: Callable[[], object]) -> float:
     """Return the seconds until all that the work has queued on the GPU is done."""
-
-    def work_and_wait() -> None:
-        work()
-        torch.cuda.synchronize()
-
     torch.cuda.synchronize()
-    return seconds_of(work_and_wait)
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -10,18 +10,9 @@ from random import Random
 
 from matplotlib.figure import Figure
 
+from benchmarks import our_side
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import (
-    count_parameters,
-    count_tokens,
-    encode_good_pairs,
-    encode_prompts,
-    fine_tune,
-    load_model,
-    peak_memory,
-    run_python,
-    seconds_of,
-)
+from benchmarks.side_by_side import peak_memory, run_python, seconds_of
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.loss_curve import BLUE
 from part3_pretrain.model import ModelConfig, Transformer
@@ -77,14 +68,14 @@ def least_seconds(work: Callable[[], object], rounds: int = 2) -> float:
 
 def cost_of_pairs(count: int) -> float:
     """Return seconds a pair, from file to the end of an epoch; model and texts are so small that the rest shows."""
-    _, encoder = load_model()
+    _, encoder = our_side.load_model()
     model = Transformer(ModelConfig(encoder.tokenizer.get_vocab_size(), 32, 64, 1, 2, 2))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.json"
         save_pairs(path, (Pair(f"Where is order {n}?", f"Order {n} is on its way.") for n in range(count)))
 
         def load_and_train() -> None:
-            fine_tune(model, encoder.encode_all(load_pairs(path)), SFTConfig(epochs=1, batch_size=64))
+            our_side.fine_tune(model, encoder.encode_all(load_pairs(path)), SFTConfig(epochs=1, batch_size=64))
 
         rounds = 2 if count > 5_000 else 4  # few pairs are soon done
         return least_seconds(load_and_train, rounds) / count
@@ -96,30 +87,30 @@ def cost_of_length(response_length: int) -> float:
     model = Transformer(ModelConfig(VOCABULARY, max_positions=1024))
     rows = [[rng.randrange(2, VOCABULARY) for _ in range(prompt_length + response_length)] for _ in range(32)]
     examples = [Example(row, [IGNORE_INDEX] * prompt_length + row[prompt_length:]) for row in rows]
-    return least_seconds(lambda: fine_tune(model, examples)) / count_tokens(examples)
+    return least_seconds(lambda: our_side.fine_tune(model, examples)) / our_side.count_tokens(examples)
 
 
 def cost_of_batch(size: int) -> float:
     """Return seconds a pair, for steps of so many."""
-    model, encoder = load_model()
-    examples, config = encode_good_pairs(encoder)[:128], SFTConfig(epochs=1, batch_size=size)
-    return least_seconds(lambda: fine_tune(model, examples, config)) / len(examples)
+    model, encoder = our_side.load_model()
+    examples, config = our_side.encode_good_pairs(encoder)[:128], SFTConfig(epochs=1, batch_size=size)
+    return least_seconds(lambda: our_side.fine_tune(model, examples, config)) / len(examples)
 
 
 def cost_of_model(shape: ModelConfig) -> Row:
     """Return the number of parameters, and nanoseconds a token for each of them."""
-    model, (_, encoder) = Transformer(shape), load_model()
-    parameters = count_parameters(model)
-    examples = encode_good_pairs(encoder)[: 8 if parameters > 1e8 else 32]
-    seconds = least_seconds(lambda: fine_tune(model, examples))
-    return parameters, 1e9 * seconds / count_tokens(examples) / parameters
+    model, (_, encoder) = Transformer(shape), our_side.load_model()
+    parameters = our_side.count_parameters(model)
+    examples = our_side.encode_good_pairs(encoder)[: 8 if parameters > 1e8 else 32]
+    seconds = least_seconds(lambda: our_side.fine_tune(model, examples))
+    return parameters, 1e9 * seconds / our_side.count_tokens(examples) / parameters
 
 
 def cost_of_replies(at_once: int) -> float:
     """Return seconds a reply, of so many written at once."""
-    model, encoder = load_model()
+    model, encoder = our_side.load_model()
     data = make_datasets(0)
-    prompts = encode_prompts(encoder, data["sft_test"] + data["sft_validation"])[: max(8, at_once)]
+    prompts = our_side.encode_prompts(encoder, data["sft_test"] + data["sft_validation"])[: max(8, at_once)]
     return least_seconds(lambda: generate(model, prompts, Sampling(), batch_size=at_once)) / len(prompts)
 
 

@@ -13,7 +13,8 @@ from importlib import import_module
 
 import torch
 
-from benchmarks.side_by_side import count_parameters, fine_tune, peak_memory, run_python
+from benchmarks.our_side import count_parameters, fine_tune
+from benchmarks.side_by_side import peak_memory, run_python
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig

@@ -7,7 +7,8 @@ import sys
 import torch
 
 from benchmarks.memory import SHAPES
-from benchmarks.side_by_side import CONFIG, encode_good_pairs, fine_tune, load_model, peak_memory, run_python
+from benchmarks.our_side import CONFIG, encode_good_pairs, fine_tune, load_model
+from benchmarks.side_by_side import peak_memory, run_python
 from part3_pretrain.model import Transformer
 from part4_sft.report import markdown_table
 

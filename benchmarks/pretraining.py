@@ -62,10 +62,5 @@ def main() -> str:
         seconds = median(run.seconds for run in of_side)
         cells.append([name, f"{1000 * seconds / STEPS:.1f}", f"{operations / seconds / 1e9:.0f}"])
     spread = f"{min(shares):.0%} to {max(shares):.0%}, {ROUNDS} rounds in turns"
-    return "\n".join(
-        [
-            markdown_table(["float32", "ms (median)", "GFLOP/s of the products"], cells),
-            "",
-            f"Share of the products' rate: {median(shares):.0%} ({spread}).",
-        ]
-    )
+    table = markdown_table(["float32", "ms (median)", "GFLOP/s of the products"], cells)
+    return f"{table}\n\nShare of the products' rate: {median(shares):.0%} ({spread})."

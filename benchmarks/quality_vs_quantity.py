@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.side_by_side import load_model
+from benchmarks.our_side import load_model
 from part3_pretrain.loss_curve import BLUE, ORANGE
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail import rubric

@@ -1,4 +1,4 @@
-"""What every benchmark shares: model and pairs, sides that take turns on one machine, and what they needed."""
+"""What every benchmark shares: sides that take turns on one machine, and what they needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,19 +17,7 @@ import torch
 from tqdm import tqdm
 
 from part3_pretrain.bfloat16 import multiplies_bfloat16
-from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.model import Transformer
-from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
-from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
-from part4_sft.encoding import Example, PairEncoder
 from part4_sft.report import markdown_table
-from part4_sft.training import History, shuffled_batches, train
-
-CONFIG = SFTConfig(epochs=1)
-LONGEST_PROMPT = 300  # tokens
-
-
-# ---------------------------------------------------------------------------------------------------- sides
 
 
 @dataclass
@@ -61,20 +49,16 @@ def alternate(sides: Mapping[str, Side], rounds: int, warm_up: bool = True) -> d
     return {name: of_side[uncounted:] for name, of_side in runs.items()}
 
 
-def table(runs: dict[str, list[Measured]], unit: str, ours: str = "part4_sft") -> str:
-    """Return medians, spread, and how many times as fast as each other side ours is."""
-    rates = {name: [run.rate for run in of_side] for name, of_side in runs.items()}
-    rows = [
-        [
-            name,
-            f"{median(of_side):,.0f}",
-            f"{min(of_side):,.0f} to {max(of_side):,.0f}",
-            str(len(of_side)),
-            "" if name == ours else f"{median(rates[ours]) / median(of_side):.2f}x",
-        ]
-        for name, of_side in rates.items()
-    ]
-    return markdown_table(["side", f"{unit} (median)", "lowest to highest", "runs", f"{ours} is faster by"], rows)
+def table(runs: dict[str, list[Measured]], unit: str) -> str:
+    """Return medians, spread, and how many times as fast as each other side `part4_sft` is."""
+    rows = []
+    ours = median(run.rate for run in runs["part4_sft"])
+    for name, of_side in runs.items():
+        rates = [run.rate for run in of_side]
+        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        faster = "" if name == "part4_sft" else f"{ours / median(rates):.2f}x"
+        rows.append([name, f"{median(rates):,.0f}", spread, str(len(rates)), faster])
+    return markdown_table(["side", f"{unit} (median)", "lowest to highest", "runs", "part4_sft is faster by"], rows)
 
 
 def largest_difference(curve: list[float], reference: list[float]) -> float:
@@ -82,46 +66,6 @@ def largest_difference(curve: list[float], reference: list[float]) -> float:
     if len(curve) != len(reference):
         raise ValueError(f"{len(curve)} values cannot be compared with {len(reference)}")
     return max(abs(a - b) / abs(b) for a, b in zip(curve, reference))
-
-
-# ---------------------------------------------------------------------------------------------------- our side
-
-
-def load_model(path: Path = DEFAULT_CHECKPOINT) -> tuple[Transformer, PairEncoder]:
-    """Return the model of a checkpoint and an encoder for it."""
-    checkpoint = load_checkpoint(path)
-    return checkpoint.model, PairEncoder(checkpoint.tokenizer, checkpoint.model.config.eos_ids[0])
-
-
-def encode_good_pairs(encoder: PairEncoder) -> list[Example]:
-    """Return the 500 pairs that a default run trains on."""
-    return encoder.encode_all(make_datasets(0)["sft_dataset"][:HIGH_QUALITY_PAIRS])
-
-
-def encode_prompts(encoder: PairEncoder, pairs: list[Pair]) -> list[list[int]]:
-    return [encoder.encode_prompt(pair.context, LONGEST_PROMPT) for pair in pairs]
-
-
-def in_our_order(examples: list[Example]) -> list[Example]:
-    """Return the examples as `train` shuffles them for the first epoch, for a trainer that does not shuffle."""
-    batches = shuffled_batches(len(examples), CONFIG.batch_size, 1, CONFIG.seed)
-    return [examples[index] for batch in batches for index in batch]
-
-
-def fine_tune(model: Transformer, examples: Sequence[Example], config: SFTConfig = CONFIG) -> History:
-    """Train the model in place, without validation."""
-    return train(model, examples, config, validate=lambda epoch, train_loss: {})
-
-
-def count_tokens(examples: Sequence[Example]) -> int:
-    return sum(len(example.ids) for example in examples)
-
-
-def count_parameters(model: Transformer) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-# ---------------------------------------------------------------------------------------------------- the machine
 
 
 def seconds_of(work: Callable[[], object]) -> float:

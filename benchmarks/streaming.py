@@ -15,7 +15,8 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from benchmarks.side_by_side import count_tokens, load_model, peak_memory
+from benchmarks.our_side import count_tokens, load_model
+from benchmarks.side_by_side import peak_memory
 from part3_pretrain.retail import world
 from part4_sft.dataset import draw_pairs
 from part4_sft.encoding import PairEncoder

@@ -7,17 +7,9 @@ import time
 
 from transformers import AutoModelForCausalLM
 
-from benchmarks import trl_side
+from benchmarks import our_side, trl_side
 from benchmarks.fine_tuning import GROUPED
-from benchmarks.side_by_side import (
-    Measured,
-    alternate,
-    encode_good_pairs,
-    encode_prompts,
-    fine_tune,
-    load_model,
-    table,
-)
+from benchmarks.side_by_side import Measured, alternate, table
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import make_datasets
 from part4_sft.evaluation import generate_replies
@@ -29,15 +21,15 @@ THEIR_BATCH_SIZE = 100  # replies that transformers writes at once
 
 
 def main() -> str:
-    model, encoder = load_model()
-    examples, pairs = encode_good_pairs(encoder), make_datasets(0)["sft_test"]
-    scenarios, prompts = recognise_all(pairs), encode_prompts(encoder, pairs)
+    model, encoder = our_side.load_model()
+    examples, pairs = our_side.encode_good_pairs(encoder), make_datasets(0)["sft_test"]
+    scenarios, prompts = recognise_all(pairs), our_side.encode_prompts(encoder, pairs)
     bleu: dict[str, list[float]] = {}
 
     def measure_ours() -> Measured:
         start = time.perf_counter()
         trained = copy.deepcopy(model)
-        fine_tune(trained, examples, SFTConfig())
+        our_side.fine_tune(trained, examples, SFTConfig())
         replies = [generate_replies(one, encoder, pairs, Sampling(), 0) for one in (model, trained)]
         bleu["part4_sft"] = [score(of_model, pairs, scenarios)["bleu"] for of_model in replies]
         return Measured(time.perf_counter() - start, AN_HOUR)
