@@ -266,6 +266,7 @@ def test_where_the_default_checkpoint_is_missing_part_3_runs_first(
         options += [name, "mine.json"]
     status, printed, complained = command(*options)
     assert status == 0 and "checkpoints/pretrained.pt is missing, so Part 3 runs first and makes it" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "outputs", "mine.json"}
     assert [(str(c.checkpoint), str(c.out_dir), c.seed, c.resume) for c in configs] == [
         ("checkpoints/pretrained.pt", "outputs", 7, False)
     ]
