@@ -57,11 +57,9 @@ MIN_TEST_CONTEXTS = 20  # resampling fewer says too little about other contexts
 
 
 def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, Any]]) -> None:
-    """Draw the training and validation loss and, below them, the scores of the replies after every epoch.
+    """Draw the loss of each step and of validation, in nats per response token; below, the scores after every epoch.
 
-    Args:
-        losses: one for each optimizer step, in nats per response token.
-        by_epoch: the entries of `evaluation.json`; epoch 0 is the model before fine-tuning.
+    `by_epoch` holds the entries of `evaluation.json`; epoch 0 is the model before fine-tuning.
     """
     epochs = [entry["epoch"] for entry in by_epoch]
     steps_per_epoch = len(losses) / epochs[-1]
@@ -216,8 +214,8 @@ def _look_up(sft: dict[str, float], baselines: dict[str, dict[str, float]]) -> l
     result = f"Neither does as well as the fine-tuned model in any of {', '.join(names.values())}."
     if as_good:
         result = f"**A look-up does as well as the fine-tuned model: {', '.join(as_good)}.**"
-    them = "The reply to the training context with the most similar words (TF-IDF), and the most common training reply"
-    return [f"{them}. {result}", score_table({"sft": sft, **baselines})]
+    text = "The reply to the training context with the most similar words (TF-IDF), and the most common training reply"
+    return [f"{text}. {result}", score_table({"sft": sft, **baselines})]
 
 
 def _what_goes_wrong(evaluation: dict[str, Any]) -> list[str]:

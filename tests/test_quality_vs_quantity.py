@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality_vs_quantity
-from benchmarks.quality_vs_quantity import BLEU, HIGH_QUALITY, STEPS, in_steps, interval
+from benchmarks.quality_vs_quantity import BLEU, HIGH_QUALITY, STEPS, fine_tune, in_steps, interval
 from part4_sft.dataset import Pair
 
 
@@ -22,7 +21,7 @@ def test_every_choice_of_pairs_makes_as_many_steps_and_uses_all_pairs_alike(coun
 
 def test_scores_are_those_after_each_epoch(tiny_checkpoint: Path, made: dict[str, list[Pair]]) -> None:
     test = made["sft_test"][:2]
-    by_epoch = quality_vs_quantity.fine_tune(tiny_checkpoint, made["sft_dataset"][:8], test, epochs=2, seed=0)
+    by_epoch = fine_tune(tiny_checkpoint, made["sft_dataset"][:8], test, epochs=2, seed=0)
     assert [list(scores) for scores in by_epoch] == [[BLEU, HIGH_QUALITY]] * 2
     assert all(len(of_measure) == len(test) for scores in by_epoch for of_measure in scores.values())
 

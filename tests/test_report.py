@@ -18,7 +18,6 @@ SCORES = {
     "sft": dict.fromkeys(MEASURES, 0.5678),
     "ceiling": {"bleu": 0.6, "rouge_l": 0.7, "rating": 5.0, "rated_4_or_more": 1.0},
 }
-Render = Callable[..., str]
 
 
 @pytest.fixture
@@ -31,6 +30,7 @@ def evaluation() -> dict[str, Any]:
         by_epoch.append({"epoch": epoch} | losses | scores)
     comparison = {"difference": 0.3333, "ci95": [0.2222, 0.4444], "p_value": 0.0001}
     texts = {"pretrained": "Noted.\nNext.", "sft": "I am sorry.", "sft_rating": 4.5, "reference": "I am very sorry."}
+    worst = {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]}
     errors = {"account": {"replies": 30, "rated_below_4": 0.01}, "payment": {"replies": 20, "rated_below_4": 0.05}}
     return {
         "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7},
@@ -39,10 +39,7 @@ def evaluation() -> dict[str, Any]:
         **SCORES,
         "samples": {"per_context": 3, "spread": {"sft": {"bleu": 0.0071, "rouge_l": 0.0082}}},
         "robustness": {"one_typo": SCORES, "unknown_product": SCORES},
-        "worst_replies": [
-            {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]},
-            {"context": "Hello.", "text": "Yes.", "rating": 4.0, "faults": []},
-        ],
+        "worst_replies": [worst, {"context": "Hello.", "text": "Yes.", "rating": 4.0, "faults": []}],
         "errors_by_category": errors,
         "comparison": dict.fromkeys(("bleu", "rouge_l", "rating"), comparison),
         "unseen_wording": SCORES,
@@ -54,7 +51,7 @@ def evaluation() -> dict[str, Any]:
 
 
 @pytest.fixture
-def report(evaluation: dict[str, Any], tmp_path: Path) -> Render:
+def report(evaluation: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
     """Returns the report of the evaluation as it is when called, or one of its sections."""
 
     def render(section: str | None = None) -> str:
@@ -65,27 +62,20 @@ def report(evaluation: dict[str, Any], tmp_path: Path) -> Render:
     return render
 
 
-def test_the_report_is_the_page_beside_this_file(report: Render) -> None:
+def test_the_report_is_the_page_beside_this_file(report: Callable[..., str]) -> None:
     assert report() == Path(__file__).with_name("report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("ci95", "contexts", "expected"),
-    [
-        ((0.0006, 0.2), 20, "the fine-tuned model is better"),
-        ((-0.2, -0.0006), 20, "the fine-tuned model is worse"),
-        ((-0.1, 0.2), 20, "this does not show that either model is better"),
-        ((0.0004, 0.0004), 20, "this does not show that either model is better"),  # +0.000 to +0.000, as printed
-        ((-0.0004, -0.0004), 20, "this does not show that either model is better"),
-        ((0.1, 0.2), 19, "19 test contexts are too few to tell"),
-    ],
-)
-def test_the_verdict_is_what_the_interval_shows(ci95: tuple[float, float], contexts: int, expected: str) -> None:
-    assert verdict(*ci95, contexts) == expected
+def test_the_verdict_is_what_the_interval_shows() -> None:
+    assert verdict(0.0006, 0.2, contexts=20) == "the fine-tuned model is better"
+    assert verdict(-0.2, -0.0006, contexts=20) == "the fine-tuned model is worse"
+    for low, high in ((-0.1, 0.2), (0.0004, 0.0004), (-0.0004, -0.0004)):  # the last two are printed as 0.000
+        assert verdict(low, high, contexts=20) == "this does not show that either model is better"
+    assert verdict(0.1, 0.2, contexts=19) == "19 test contexts are too few to tell"
 
 
 def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markdown(
-    evaluation: dict[str, Any], report: Render
+    evaluation: dict[str, Any], report: Callable[..., str]
 ) -> None:
     evaluation["by_epoch"][4]["validation_loss"] = 0.5
     assert " The validation loss is lowest after epoch 4.\n" in report("Epoch by epoch")
@@ -97,7 +87,9 @@ def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markd
     assert f"- **Pretrained**: (nothing)\n- **SFT** (4.5): {escaped}\n" in report("Side by side")
 
 
-def test_a_report_on_other_contexts_does_without_the_rubric(evaluation: dict[str, Any], report: Render) -> None:
+def test_a_report_on_other_contexts_does_without_the_rubric(
+    evaluation: dict[str, Any], report: Callable[..., str]
+) -> None:
     for key in ("ceiling", "robustness", "worst_replies", "errors_by_category", "unseen_wording", "unseen_phrase"):
         del evaluation[key]
     for entry in evaluation["by_epoch"]:
