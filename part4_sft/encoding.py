@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -37,37 +36,15 @@ class Example:
     labels: list[int]
 
 
-class TooLong(NamedTuple):
-    """A response beside which no token of its context fits: the place of its pair, and its length in words."""
-
-    place: str
-    length: str
-
-
-class Encoded(NamedTuple):
-    """What became of some pairs."""
-
-    examples: list[Example]
-    cut: list[str]  # the places of the pairs whose contexts lost their beginning
-    too_long: list[TooLong]
-
-
 @dataclass(frozen=True)
 class PairEncoder:
-    """Encodes pairs for one model.
-
-    Args:
-        eos_id: the id that ends a response.
-        template: the prompt, in which `{context}` stands for the context.
-        max_length: most tokens of a prompt and its response together.
-        max_positions: how far the model lets `max_length` be raised; None where that is unknown.
-    """
+    """Encodes pairs for one model."""
 
     tokenizer: Tokenizer
-    eos_id: int
-    template: str = unescape(DEFAULT_TEMPLATE)
-    max_length: int = 512
-    max_positions: int | None = None
+    eos_id: int  # ends a response
+    template: str = unescape(DEFAULT_TEMPLATE)  # the prompt, in which `{context}` stands for the context
+    max_length: int = 512  # in tokens, of a prompt and its response together
+    max_positions: int | None = None  # how far the model lets `max_length` be raised; None where that is unknown
 
     @classmethod
     def for_checkpoint(cls, checkpoint: Checkpoint, template: str, max_length: int, max_new_tokens: int) -> PairEncoder:
@@ -85,9 +62,8 @@ class PairEncoder:
         template = unescape(template)
         for token in tokenizer.get_added_tokens_decoder().values():
             if token.special and token.content in template:
-                raise UserError(
-                    f"--prompt-template holds {token.content}, but control tokens cannot be written as text"
-                )
+                cause = f"--prompt-template holds {token.content}, but control tokens cannot be written as text"
+                raise UserError(cause)
         room = config.max_positions - max_new_tokens
         length = len(tokenizer.encode(template.replace("{context}", "")).ids)
         if length >= room:
@@ -99,12 +75,9 @@ class PairEncoder:
         return cls(tokenizer, config.eos_ids[0], template, min(max_length, config.max_positions), config.max_positions)
 
     def encode_prompt(self, context: str, room: int) -> list[int]:
-        """Return the ids that a model answers, at most `room` and at most `max_length`.
+        """Return the ids that a model answers, at most `room` and at most `max_length`; ValueError where none fits.
 
         Too long a context loses its beginning. Where the tokenizer begins texts with <BOS>, so does every prompt, once.
-
-        Raises:
-            ValueError: no token of the context fits.
         """
         room = min(room, self.max_length)
         if room <= self.bos_length:
@@ -122,47 +95,41 @@ class PairEncoder:
         return self.encode_sets({"training": pairs})["training"]
 
     def encode_sets(self, sets: Mapping[str, Sequence[Pair]]) -> dict[str, list[Example]]:
-        """Return the examples of each set, and note for each how many contexts had to be cut.
-
-        Raises:
-            UserError: responses are too long; the message names those of all sets.
-        """
+        """Return the examples of each set, note its cut contexts, and raise one UserError for all too long responses."""
         encoded = {name: self.encode_what_fits(pairs) for name, pairs in sets.items()}
-        self.check_all_fit([response for of_set in encoded.values() for response in of_set.too_long])
+        self.check_all_fit([response for _, _, too_long in encoded.values() for response in too_long])
         for name, (examples, cut, _) in encoded.items():
             note_cut(cut, len(examples), name)
-        return {name: of_set.examples for name, of_set in encoded.items()}
+        return {name: examples for name, (examples, _, _) in encoded.items()}
 
-    def encode_what_fits(self, pairs: Sequence[Pair]) -> Encoded:
-        """Encode the pairs whose responses are not too long, and tell where the others and the cut contexts are.
-
-        Raises:
-            UserError: the tokenizer makes nothing of a prompt.
-        """
-        encoded = Encoded([], [], [])
+    def encode_what_fits(self, pairs: Sequence[Pair]) -> tuple[list[Example], list[str], list[tuple[str, str]]]:
+        """Return the examples, the places of cut contexts, and place and length of each response that does not fit."""
+        examples, cut, too_long = [], [], []
         for number, (pair, prompt, response) in enumerate(self._tokenise(pairs), start=1):
             place = pair.place or f"pair {number}"
             room = self.max_length - len(response)
             if room <= self.bos_length:
-                encoded.too_long.append(TooLong(place, self._length_in_words(pair, response)))
+                length, characters = f"{len(response)} tokens", len(self.space + pair.response)
+                if characters > self.max_length * self.longest_token:  # then not all of it was tokenised
+                    length = f"{characters} characters"
+                too_long.append((place, length))
                 continue
             kept = self._keep_end(prompt, room)
             if not kept:
-                raise UserError(
-                    f"{place}: no token comes of its prompt", "use a --prompt-template that the tokenizer knows"
-                )
+                cure = "use a --prompt-template that the tokenizer knows"
+                raise UserError(f"{place}: no token comes of its prompt", cure)
             if len(kept) < len(prompt):
-                encoded.cut.append(place)
-            encoded.examples.append(Example(kept + response, [IGNORE_INDEX] * len(kept) + response))
-        return encoded
+                cut.append(place)
+            examples.append(Example(kept + response, [IGNORE_INDEX] * len(kept) + response))
+        return examples, cut, too_long
 
-    def check_all_fit(self, too_long: Sequence[TooLong]) -> None:
-        """Raise a UserError that names the responses that are too long, if any are."""
+    def check_all_fit(self, too_long: list[tuple[str, str]]) -> None:
+        """Raise a UserError that names the places and lengths of the responses that are too long, if any are."""
         if not too_long:
             return
         # Sorted as they stand in a file, row 9 before row 10, whatever sets they belong to.
-        first, *others = sorted(too_long, key=lambda response: (len(response.place), response.place))
-        cause = f"{first.place}: its response has {first.length}, too many for {self.max_length} tokens"
+        (first, length), *others = sorted(too_long, key=lambda response: (len(response[0]), response[0]))
+        cause = f"{first}: its response has {length}, too many for {self.max_length} tokens"
         if others:
             shown = [f"{place.rpartition(', ')[2]} ({length})" for place, length in others[:MAX_PLACES_SHOWN]]
             if len(others) > MAX_PLACES_SHOWN:
@@ -170,9 +137,8 @@ class PairEncoder:
             cause += f"; so have {', '.join(shown)}"
         if self.max_positions in (None, self.max_length):
             raise UserError(cause, "shorten or remove what is too long, for the model has no more positions")
-        raise UserError(
-            cause, f"shorten what is too long, or raise --max-length, which may be {self.max_positions} for this model"
-        )
+        cure = f"shorten what is too long, or raise --max-length, which may be {self.max_positions} for this model"
+        raise UserError(cause, cure)
 
     def decode(self, replies: list[list[int]]) -> list[str]:
         """Return generated ids as texts, without the space that begins a response."""
@@ -181,18 +147,16 @@ class PairEncoder:
     def _tokenise(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, list[int], list[int]]]:
         """Yield each pair, the ids of its whole prompt, and those of its response with <EOS>."""
         tokenise = self.tokenizer.encode_batch_fast
+        max_characters = self.max_length * self.longest_token
         for start in range(0, len(pairs), TOKENIZER_BATCH_SIZE):
             batch = pairs[start : start + TOKENIZER_BATCH_SIZE]
             prompts = tokenise([self._fill_template(pair.context, self.max_length) for pair in batch])
-            texts = [(self.space + pair.response)[: self._max_characters] for pair in batch]
+            texts = [(self.space + pair.response)[:max_characters] for pair in batch]
             for pair, prompt, response in zip(batch, prompts, tokenise(texts, add_special_tokens=False)):
                 yield pair, prompt.ids, [*response.ids, self.eos_id]
 
     def _fill_template(self, context: str, room: int) -> str:
-        """Return the text of a prompt of which the last `room` tokens will be kept; of megabytes only the end.
-
-        That is twice what can fit, since near the place where a text is cut its tokens may differ.
-        """
+        """Return the end of a prompt's text that `room` tokens are kept of: twice as long, for a cut changes tokens."""
         return self.template.replace("{context}", context)[-2 * room * self.longest_token :]
 
     def _keep_end(self, prompt: list[int], room: int) -> list[int]:
@@ -200,16 +164,6 @@ class PairEncoder:
         if len(prompt) <= room:
             return prompt
         return prompt[: self.bos_length] + prompt[len(prompt) - room + self.bos_length :]
-
-    def _length_in_words(self, pair: Pair, response: list[int]) -> str:
-        """Return how long a response is; in characters where it was too long for all of it to be tokenised."""
-        characters = len(self.space + pair.response)
-        return f"{len(response)} tokens" if characters <= self._max_characters else f"{characters} characters"
-
-    @property
-    def _max_characters(self) -> int:
-        """How many characters `max_length` tokens can stand for."""
-        return self.max_length * self.longest_token
 
     @cached_property
     def space(self) -> str:
@@ -231,7 +185,5 @@ class PairEncoder:
 def note_cut(cut: Sequence[str], count: int, name: str) -> None:
     """Note how many contexts of a set have lost their beginning, if any have."""
     if cut:
-        note(
-            f"{len(cut)} of {count} contexts of the {name} set are too long and lose their beginning; "
-            f"the first is that of {cut[0]}"
-        )
+        many = f"{len(cut)} of {count} contexts of the {name} set are too long and lose their beginning"
+        note(f"{many}; the first is that of {cut[0]}")

@@ -6,7 +6,8 @@ file. Every layout may add "high_quality", 0 or 1, to all of its entries; withou
     {"context", "response"}                 the layout that `dataset.save_pairs` writes
     {"prompt", "completion"}                TRL
     {"instruction", "output"}               Alpaca; an "input" that is not empty is the context's next line
-    {"messages": [{"role", "content"}]}     chat, not in CSV; the last message, the assistant's, is the response
+    {"messages": [{"role", "content"}]}     chat, not in CSV; the last message, the assistant's, is the response, and
+                                            if several come before it, each is a line: "System: ...", "User: ..."
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ LAYOUTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("instruction", "output"): ("input",),
     ("messages",): (),
 }
-LAYOUTS_IN_WORDS = "context + response; prompt + completion; instruction + output (+ input); messages"
 KNOWN_KEYS = {"high_quality"}.union(*LAYOUTS, *LAYOUTS.values())
 ROLES = ("system", "user", "assistant")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of CSV; the first is taken where a header has none
@@ -41,35 +41,26 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of CSV; the fir
 def load_pairs(path: Path) -> list[Pair]:
     """Read and check a file of pairs: CSV if its name ends in .csv or .tsv, else a JSON array or JSON lines.
 
-    The layouts are those of `LAYOUTS`, each with or without "high_quality" (0 or 1). A chat's context is the only
-    message before the response, or one line for each of several: "System: ...", "User: ...", "Assistant: ...".
-
     Raises:
         UserError: the file cannot be read, or an entry is not a pair; the message names the line, row or entry.
     """
-    return _pairs(_entries(_decode(_read(path), 0, path), path))
+    return _pairs(_load(path)[1])
 
 
 def relabel(path: Path, label: Callable[[Pair], int | None]) -> list[int]:
     """Set "high_quality" of every entry of a file, whole or not at all, and leave its layout and all else alone.
 
-    Args:
-        label: 0 or 1 for a pair, or None for what it has; that is 0 in a file whose entries had no such key.
-
-    Returns:
-        The labels, in the order of the file.
+    `label` gives 0, 1, or None for what a pair has, which is 0 in a file without such a key. Returns all labels.
 
     Raises:
         UserError: the file cannot be read or written, or an entry is not a pair.
     """
-    data = _read(path)
-    text = _decode(data, 0, path)
-    entries = _entries(text, path)
+    text, entries = _load(path)
     for (_, entry), pair in zip(entries, _pairs(entries)):
         new_label = label(pair)
         entry["high_quality"] = entry.get("high_quality", 0) if new_label is None else new_label
     # Without the byte order mark, spreadsheets take a CSV file for one of an older encoding.
-    encoding = "utf-8-sig" if _is_csv(path) and data.startswith(BOM_UTF8) else "utf-8"
+    encoding = "utf-8-sig" if _is_csv(path) and path.read_bytes().startswith(BOM_UTF8) else "utf-8"
     line_end = "\r\n" if re.match(r"[^\n]*\r\n", text) else "\n"
     with atomic_write(path) as temporary, temporary.open("w", encoding=encoding, newline="") as file:
         if _is_csv(path):
@@ -87,21 +78,13 @@ def relabel(path: Path, label: Callable[[Pair], int | None]) -> list[int]:
 
 
 def pairs_of_lines(data: bytes, offset: int, line: int, first_line: bytes, path: Path) -> list[Pair]:
-    """Return the pairs of some whole lines of a JSONL file, as `load_pairs` reads them.
+    """Return the pairs of some whole lines of a JSONL file, or raise a UserError that names a line that is none.
 
-    Args:
-        offset, line: the first byte's place in the file, and the number of its line.
-        first_line: the first line of the file that is not blank; all have its layout.
-
-    Raises:
-        UserError: a line is not a pair; the message names it.
+    They begin at this offset and line of the file; all have the layout of its first line that is not blank.
     """
     first = _object(_parse_json(_decode(first_line, 0, path), line, path), f"{path}, pair 1")
     lines = _json_lines(_decode(data, offset, path), line, path)
     return [_pair(value, first, f"{path}, line {number}") for number, value in lines]
-
-
-# ---------------------------------------------------------------------------------------------------- files
 
 
 class _Object(dict[str, Any]):
@@ -112,11 +95,20 @@ class _Object(dict[str, Any]):
         self.repeated = [key for key, count in Counter(key for key, _ in items).items() if count > 1]
 
 
-def _read(path: Path) -> bytes:
+def _load(path: Path) -> tuple[str, list[tuple[str, Any]]]:
+    """Return the text of a file and its entries, one at least, each behind its place, for messages."""
     try:
-        return path.read_bytes()
+        text = _decode(path.read_bytes(), 0, path)
     except OSError as error:
         raise cannot_read(path, error) from error
+    if _is_csv(path):
+        entries = _csv_entries(text, path)
+    else:
+        values = _parse_json(text, 1, path) if _is_array(text) else [value for _, value in _json_lines(text, 1, path)]
+        entries = [(f"{path}, pair {number}", value) for number, value in enumerate(values, start=1)]
+    if not entries:
+        raise UserError(f"{path} holds no pairs", "name a file that holds some")
+    return text, entries
 
 
 def _decode(data: bytes, offset: int, path: Path) -> str:
@@ -126,18 +118,6 @@ def _decode(data: bytes, offset: int, path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start})", "save it as UTF-8") from error
     return text.removeprefix("\ufeff") if offset == 0 else text
-
-
-def _entries(text: str, path: Path) -> list[tuple[str, Any]]:
-    """Return the entries of a file, one at least, each behind its place, for messages."""
-    if _is_csv(path):
-        entries = _csv_entries(text, path)
-    else:
-        values = _parse_json(text, 1, path) if _is_array(text) else [value for _, value in _json_lines(text, 1, path)]
-        entries = [(f"{path}, pair {number}", value) for number, value in enumerate(values, start=1)]
-    if not entries:
-        raise UserError(f"{path} holds no pairs", "name a file that holds some")
-    return entries
 
 
 def _is_csv(path: Path) -> bool:
@@ -160,21 +140,17 @@ def _parse_json(document: str, line: int, path: Path) -> Any:
     try:
         return json.loads(document, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not JSON: line {line + error.lineno - 1}, column {error.colno}: {error.msg}",
-            "a file is a JSON array, or one JSON object a line, or CSV with a name that ends in .csv",
-        ) from error
+        cause = f"{path} is not JSON: line {line + error.lineno - 1}, column {error.colno}: {error.msg}"
+        cure = "a file is a JSON array, or one JSON object a line, or CSV with a name that ends in .csv"
+        raise UserError(cause, cure) from error
     except (RecursionError, ValueError) as error:
-        raise UserError(
-            f"{path}: what begins in line {line} is nested too deeply or holds a number of thousands of digits, "
-            "so it cannot be pairs"
-        ) from error
+        problem = "is nested too deeply or holds a number of thousands of digits, so it cannot be pairs"
+        raise UserError(f"{path}: what begins in line {line} {problem}") from error
 
 
 def _delimiter(text: str) -> str:
     """Return what stands between the cells: semicolons, where spreadsheets keep the comma for decimals."""
-    header = text.lstrip("\r\n").partition("\n")[0]
-    return max(DELIMITERS, key=header.count)
+    return max(DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
 
 
 def _rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -206,18 +182,13 @@ def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
     for number, row in rows:
         place = f"{path}, row {number}"
         if len(row) != len(header):
-            raise UserError(
-                f"{place}: has {len(row)} cells, and the header has {len(header)}",
-                f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}',
-            )
+            cure = f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}'
+            raise UserError(f"{place}: has {len(row)} cells, and the header has {len(header)}", cure)
         entry = _Object(list(zip(names, row)))
         if entry.get("high_quality") in ("0", "1"):  # a cell is text, whatever it holds
             entry["high_quality"] = int(entry["high_quality"])
         entries.append((place, entry))
     return entries
-
-
-# ---------------------------------------------------------------------------------------------------- entries
 
 
 def _pairs(entries: list[tuple[str, Any]]) -> list[Pair]:
@@ -229,7 +200,7 @@ def _pairs(entries: list[tuple[str, Any]]) -> list[Pair]:
 def _pair(value: object, first: _Object, place: str) -> Pair:
     """Return the pair that an entry stands for, in the layout of the file's first entry."""
     entry = _object(value, place)
-    required, optional = _layout(entry, first, place)
+    required = _layout(entry, first, place)
     high_quality = entry.get("high_quality", 1)
     if type(high_quality) is not int or high_quality not in (0, 1):  # True == 1 == 1.0, but they are no labels
         raise UserError(f'{place}: "high_quality" must be 0 or 1, not {_shown(high_quality)}')
@@ -238,42 +209,35 @@ def _pair(value: object, first: _Object, place: str) -> Pair:
     else:
         context_key, response_key = required
         parts = [_text(entry, context_key, place)]
-        parts += [_text(entry, key, place, may_be_empty=True) for key in optional if key in entry]
+        parts += [_text(entry, key, place, may_be_empty=True) for key in LAYOUTS[required] if key in entry]
         context, response = "\n".join(filter(str.strip, parts)), _text(entry, response_key, place)
     return Pair(context, response, high_quality, place)
 
 
-def _layout(entry: _Object, first: _Object, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the required and the optional keys of the layout that has most in common with the file's first entry.
-
-    Raises:
-        UserError: the keys of this entry are others.
-    """
+def _layout(entry: _Object, first: _Object, place: str) -> tuple[str, ...]:
+    """Return the required keys of the layout that has most in common with the file's first entry."""
     required = max(LAYOUTS, key=lambda keys: len(first.keys() & {*keys, *LAYOUTS[keys]}))
-    optional = LAYOUTS[required]
-    problem = _problem_of_keys(entry, required, (*optional, "high_quality"))
+    problem = _problem_of_keys(entry, required, (*LAYOUTS[required], "high_quality"))
     if not problem and ("high_quality" in entry) != ("high_quality" in first):
         problem = '"high_quality" must be in all entries or in none'
-    if problem:
-        keys = _listed(entry)
-        if entry.keys() != first.keys():
-            keys += f" where pair 1 has {_listed(first)}"
-        advice = ""
-        if "text" in entry and not entry.keys() & set(required):
-            advice = 'split "text" into "messages", or into "prompt" and "completion"; '
-        raise UserError(
-            f"{place}: {problem}; it has {keys}", f"{advice}the layouts, one for a whole file: {LAYOUTS_IN_WORDS}"
-        )
-    return required, optional
+    if not problem:
+        return required
+    keys = _listed(entry)
+    if entry.keys() != first.keys():
+        keys += f" where pair 1 has {_listed(first)}"
+    advice = ""
+    if "text" in entry and not entry.keys() & set(required):
+        advice = 'split "text" into "messages", or into "prompt" and "completion"; '
+    layouts = "context + response; prompt + completion; instruction + output (+ input); messages"
+    cure = f"{advice}the layouts, one for a whole file: {layouts}"
+    raise UserError(f"{place}: {problem}; it has {keys}", cure)
 
 
 def _conversation(messages: object, place: str) -> tuple[str, str]:
     """Return the context and the response of a chat."""
     if not isinstance(messages, list):
-        raise UserError(
-            f'{place}: "messages" must be a list of objects {{"role", "content"}}, in a JSON or JSONL file, '
-            f"not {_shown(messages)}"
-        )
+        rule = '"messages" must be a list of objects {"role", "content"}, in a JSON or JSONL file, not'
+        raise UserError(f"{place}: {rule} {_shown(messages)}")
     turns = []
     for number, value in enumerate(messages, start=1):
         message_place = f"{place}, message {number}"

@@ -7,7 +7,6 @@ maps the same files, so they are in memory once; another run with the same data 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,10 +16,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +34,10 @@ from part4_sft.encoding import Example, PairEncoder, note_cut
 from part4_sft.formats import pairs_of_lines
 
 CHUNK_BYTES = 2**20  # that a worker takes at once
+_Chunk = tuple[bytes, int, int, bytes, Path]  # the arguments of `pairs_of_lines`
 
 
-@dataclass(frozen=True)
-class TrainingData:
+class TrainingData(NamedTuple):
     """Examples to train on, how many pairs there are with those that do not train, and a digest of it all."""
 
     examples: Sequence[Example]
@@ -47,19 +46,16 @@ class TrainingData:
 
 
 class MappedExamples(Sequence[Example]):
-    """Examples that stay in files of 4 bytes a token and 12 a pair, of which all processes share one copy.
+    """Examples that stay in files of 4 bytes a token and 12 a pair; raises ValueError where these do not fit together.
 
     The file `ids` holds those of all examples one behind another, `ends` where each begins and ends (from 0 on), and
     `prompt_lengths` how many labels of each are -100.
-
-    Raises:
-        ValueError: the files do not fit together.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.ids, self.ends, self.prompt_lengths = (
-            _mapped(folder / name, kind) for name, kind in (("ids", "i"), ("ends", "q"), ("prompt_lengths", "i"))
-        )
+        self.ids = _map_file(folder / "ids", "i")
+        self.ends = _map_file(folder / "ends", "q")
+        self.prompt_lengths = _map_file(folder / "prompt_lengths", "i")
         if len(self.ends) != len(self.prompt_lengths) + 1 or self.ends[-1] != len(self.ids):
             raise ValueError("the sizes of its files do not fit together")
 
@@ -76,38 +72,34 @@ class MappedExamples(Sequence[Example]):
         return Example(ids, [IGNORE_INDEX] * prompt_length + ids[prompt_length:])
 
 
-def _mapped(path: Path, kind: str) -> memoryview:
+def _map_file(path: Path, kind: str) -> memoryview:
     with path.open("rb") as file:
         return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind)  # type: ignore[call-overload]
 
 
 def load_beginning(path: Path) -> list[Pair]:
-    """Read the pairs in the first mebibyte of a JSONL file.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not a pair.
-    """
-    first_line = _first_line(path)
-    return pairs_of_lines(*next(_chunks(path)), first_line, path)
+    """Read the pairs in the first mebibyte of a JSONL file; raise UserError where it cannot be read or has others."""
+    return pairs_of_lines(*next(_chunks(path)))
 
 
 def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> TrainingData:
     """Tokenise the trainable pairs of a JSONL file (see `--train-on`), unless a run before has done so.
 
     Raises:
-        UserError: the file cannot be read, a line is not a pair or does not fit, no pair is trainable, or the cache is
-            damaged or cannot be written.
+        UserError: the file, a line of it or the cache cannot be used, or no pair is trainable.
     """
-    first_line = _first_line(path)
     decides = (encoder.tokenizer.to_str(), encoder.eos_id, encoder.template, encoder.max_length, train_on)
-    with path.open("rb") as file:
-        digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
+    except OSError as error:
+        raise cannot_read(path, error) from error
     cache = out_dir / f"tokenised-{digest[:16]}"
     if distributed.rank() == 0 and not cache.exists():
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with atomic_folder(cache) as folder:
-            _tokenise(_Job(path, first_line, encoder, train_on), folder)
+            _tokenise(path, encoder, train_on, folder)
     distributed.barrier()
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
@@ -116,32 +108,24 @@ def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) 
         raise UserError(f"{cache} is damaged ({error})", "delete it, and it is made anew") from error
 
 
-def _first_line(path: Path) -> bytes:
-    """Return the first line that is not blank; it decides the layout of the file."""
+def _chunks(path: Path) -> Iterator[_Chunk]:
+    """Yield the arguments of `pairs_of_lines` for about a mebibyte of whole lines at a time."""
     try:
         with path.open("rb") as file:
-            for line in file:
-                if line.removeprefix(BOM_UTF8).strip():
-                    return line
+            first_line = next((line for line in file if line.removeprefix(BOM_UTF8).strip()), None)
+            if first_line is None:
+                raise UserError(f"{path} holds no pairs", "name a file that holds some")
+            file.seek(0)
+            offset, line = 0, 1
+            while data := file.read(CHUNK_BYTES):
+                data += file.readline()
+                yield data, offset, line, first_line, path
+                offset, line = offset + len(data), line + data.count(b"\n")
     except OSError as error:
         raise cannot_read(path, error) from error
-    raise UserError(f"{path} holds no pairs", "name a file that holds some")
 
 
-def _chunks(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Yield some whole lines at a time, their offset in the file in bytes, and the number of the first."""
-    offset, line = 0, 1
-    with path.open("rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            data += file.readline()
-            yield data, offset, line
-            offset, line = offset + len(data), line + data.count(b"\n")
-
-
-# ---------------------------------------------------------------------------------------------------- tokenising
-
-
-def _tokenise(job: _Job, folder: Path) -> None:
+def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path) -> None:
     """Fill the folder with the files of a `MappedExamples`, and the number of pairs in counts.json."""
     # macOS does not tell which processors a process may use.
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -152,11 +136,11 @@ def _tokenise(job: _Job, folder: Path) -> None:
         (folder / "ends").open("wb") as ends,
         (folder / "prompt_lengths").open("wb") as prompt_lengths,
         # Spawned, not forked: a process that has threads, as one of torchrun's does, cannot be copied safely.
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (job,)) as pool,
-        tqdm(total=job.path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
+        ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker, (encoder, train_on)) as pool,
+        tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
     ):
         array("q", [0]).tofile(ends)
-        for part in _in_order(pool, _chunks(job.path), ahead=2 * workers):
+        for part in _in_order(pool, _chunks(path), ahead=2 * workers):
             part.ids.tofile(ids)
             part.prompt_lengths.tofile(prompt_lengths)
             array("q", accumulate(part.lengths, initial=tokens))[1:].tofile(ends)
@@ -166,17 +150,17 @@ def _tokenise(job: _Job, folder: Path) -> None:
             cut += part.cut
             bar.update(part.size)
     if not examples:
-        raise UserError(f"{job.path} holds no pair with high_quality 1", "label some, or use --train-on all")
+        raise UserError(f"{path} holds no pair with high_quality 1", "label some, or use --train-on all")
     note_cut(cut, examples, "training")
     (folder / "counts.json").write_text(json.dumps({"pairs": pairs}), encoding="utf-8")
 
 
-def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[tuple[bytes, int, int]], ahead: int) -> Iterator[_Part]:
+def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[_Chunk], ahead: int) -> Iterator[_Part]:
     """Yield what the workers make of the chunks; `ahead` of them are in memory, so that no worker waits."""
     running: deque[Future[_Part]] = deque()
     try:
         for chunk in chunks:
-            running.append(pool.submit(_encode, *chunk))
+            running.append(pool.submit(_encode, chunk))
             if len(running) > ahead:
                 yield running.popleft().result()
         while running:
@@ -185,18 +169,6 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[tuple[bytes, int, int]
         raise UserError("a process that tokenises was killed", "does it have memory enough?") from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-# ---------------------------------------------------------------------------------------------------- in a worker
-
-
-class _Job(NamedTuple):
-    """What a worker has to know: the file, its first line that is not blank, and how its pairs are encoded."""
-
-    path: Path
-    first_line: bytes
-    encoder: PairEncoder
-    train_on: str
 
 
 class _Part(NamedTuple):
@@ -210,25 +182,22 @@ class _Part(NamedTuple):
     size: int
 
 
-_job: _Job  # of this process, if it is a worker
+_how: tuple[PairEncoder, str]  # to encode pairs, and which ones (`--train-on`); set in a worker
 
 
-def _prepare_worker(job: _Job) -> None:
-    global _job
+def _prepare_worker(encoder: PairEncoder, train_on: str) -> None:
+    global _how
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that started this one, and that its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor
-    _job = job
+    _how = encoder, train_on
 
 
-def _encode(data: bytes, offset: int, line: int) -> _Part:
-    pairs = pairs_of_lines(data, offset, line, _job.first_line, _job.path)
-    examples, cut, too_long = _job.encoder.encode_what_fits(trainable(pairs, _job.train_on))
-    _job.encoder.check_all_fit(too_long)
-    return _Part(
-        ids=array("i", (token for example in examples for token in example.ids)),
-        lengths=array("q", (len(example.ids) for example in examples)),
-        prompt_lengths=array("i", (example.labels.count(IGNORE_INDEX) for example in examples)),
-        cut=cut,
-        pairs=len(pairs),
-        size=len(data),
-    )
+def _encode(chunk: _Chunk) -> _Part:
+    encoder, train_on = _how
+    pairs = pairs_of_lines(*chunk)
+    examples, cut, too_long = encoder.encode_what_fits(trainable(pairs, train_on))
+    encoder.check_all_fit(too_long)
+    ids = array("i", (token for example in examples for token in example.ids))
+    lengths = array("q", (len(example.ids) for example in examples))
+    prompt_lengths = array("i", (example.labels.count(IGNORE_INDEX) for example in examples))
+    return _Part(ids, lengths, prompt_lengths, cut, len(pairs), len(chunk[0]))
