@@ -25,8 +25,7 @@ PREVIOUS_TOKEN_SCALE, COPY_SCALE = 0.7, 6.0  # size of what the two layers write
 def start_with_induction_heads(model: Transformer) -> None:
     """Overwrite the embeddings and the attention of the first two layers, all heads alike.
 
-    Raises:
-        ValueError: the model has fewer than two layers or shares key-value heads.
+    Raises ValueError where the model has fewer than two layers or shares key-value heads.
     """
     config = model.config
     if config.num_layers < 2 or config.num_kv_heads != config.num_heads:
@@ -43,25 +42,22 @@ def start_with_induction_heads(model: Transformer) -> None:
     first.k_proj.weight.zero_()[:, 0] = key.repeat(config.num_heads)
     first.q_proj.weight.zero_()[:, 0] = query.repeat(config.num_heads)
     # ... and writes it in directions of its own (`aside`), so that it is not mistaken for the token itself.
-    aside = _orthogonal(width)
-    value = _without_constant(_orthogonal(width))
+    aside = nn.init.orthogonal_(torch.empty(width, width))
+    value = _projection(width)
     first.v_proj.weight.copy_(value)
     first.o_proj.weight.copy_(PREVIOUS_TOKEN_SCALE * size * aside @ value.T)
 
     # Layer 2: the query is the token itself, the key is the token before (`aside`), and the value is copied as it is.
-    match = _without_constant(_orthogonal(width))
+    match = _projection(width)
     second.q_proj.weight.copy_(QUERY_KEY_SCALE * match)
     second.k_proj.weight.copy_(QUERY_KEY_SCALE * match @ aside.T)
-    value = _without_constant(_orthogonal(width))
+    value = _projection(width)
     second.v_proj.weight.copy_(value)
     second.o_proj.weight.copy_(COPY_SCALE * size * value.T)
 
 
-def _orthogonal(width: int) -> Tensor:
-    return nn.init.orthogonal_(torch.empty(width, width))
-
-
-def _without_constant(weight: Tensor) -> Tensor:
-    """Make a projection, (out, width), ignore the constant of the embeddings, in place."""
+def _projection(width: int) -> Tensor:
+    """Return a random orthogonal matrix, (out, width), that ignores the constant of the embeddings."""
+    weight = nn.init.orthogonal_(torch.empty(width, width))
     weight[:, 0] = 0.0
     return weight

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from part3_pretrain.norm import RMSNorm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-MAX_LAYERS = MAX_HEAD_DIM = 1024  # a file that claims a billion would fill the memory before it is refused
+MAX_SIZE = 1024  # layers, and width of a head: the claim of a billion would fill the memory before it is refused
 
 Rope = tuple[Tensor, Tensor]  # cosines and signed sines, see `rotary_factors`
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each (batch, heads, time, head_dim)
@@ -32,10 +32,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, ea
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. The defaults are the small model that two CPU cores can pretrain in minutes.
-
-    Raises ValueError where no such model can be.
-    """
+    """The shape of a model, by default one that two CPU cores pretrain in minutes; ValueError where none can be."""
 
     vocab_size: int
     hidden_size: int = 160
@@ -60,14 +57,11 @@ class ModelConfig:
         sizes += [self.num_heads, self.num_kv_heads, self.head_dim, self.max_positions]
         if not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"its sizes must be whole numbers above 0, not {tuple(sizes)}")
-        if self.num_layers > MAX_LAYERS or self.head_dim > MAX_HEAD_DIM:
-            raise ValueError(
-                f"{self.num_layers} layers with heads of {self.head_dim}: at most {MAX_LAYERS} can be used"
-            )
-        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
-            raise ValueError(
-                f"{self.num_heads} heads of width {self.head_dim} cannot share {self.num_kv_heads} key-value heads"
-            )
+        layers, heads, kv_heads, head_dim = self.num_layers, self.num_heads, self.num_kv_heads, self.head_dim
+        if layers > MAX_SIZE or head_dim > MAX_SIZE:
+            raise ValueError(f"{layers} layers with heads of {head_dim}: at most {MAX_SIZE} can be used")
+        if heads % kv_heads or head_dim % 2:
+            raise ValueError(f"{heads} heads of width {head_dim} cannot share {kv_heads} key-value heads")
         if not (0 < self.norm_eps < math.inf and 0 < self.rope_theta < math.inf):
             raise ValueError("norm_eps and rope_theta must be numbers above 0")
         control = [*self.eos_ids] if self.pad_id is None else [*self.eos_ids, self.pad_id]
@@ -187,15 +181,12 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
         if self.embed_tokens.weight.is_meta:  # where there are no numbers to draw, torch takes seconds to see that
             return
-        self.apply(self._initialise)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
         for block in self.layers:  # keeps the residual stream's variance independent of depth (Radford et al. 2019)
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(projection.weight, std=0.02 / (2 * config.num_layers) ** 0.5)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     def tie_embeddings(self) -> None:
         """Make input and output embeddings one tensor (Press and Wolf 2017), where the config asks for it."""
@@ -216,7 +207,7 @@ class Transformer(nn.Module):
         lengths: list[int] | None = None,
         output_positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the hidden states after the last norm; `lm_head` turns them into logits over the next token.
+        """Return the hidden states after the last norm, (batch, time or n, hidden_size); `lm_head` makes them logits.
 
         Args:
             tokens: ids, (batch, time).
@@ -228,9 +219,6 @@ class Transformer(nn.Module):
                 text attends to another, and there is no padding.
             output_positions: columns of `tokens` to return, (n,), by default all; `o_proj` and SwiGLU of the last
                 block skip the others, which makes a fine-tuning step about 5% faster.
-
-        Returns:
-            (batch, time, hidden_size), or (batch, n, hidden_size) of the output positions.
         """
         start = caches[0].length if caches else 0
         columns = torch.arange(start + tokens.shape[1], device=tokens.device)
@@ -243,10 +231,8 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens)
         rope = rotary_factors(positions[:, None, :, None] * self.frequencies, x.dtype)
         attend = attention(mask, lengths, like=x)
-        last = len(self.layers) - 1
-        for layer, block in enumerate(self.layers):
-            cache = caches[layer] if caches else None
-            arguments = (x, rope, attend, cache, output_positions if layer == last else None)
+        for block, cache in zip(self.layers, caches or repeat(None)):
+            arguments = (x, rope, attend, cache, output_positions if block is self.layers[-1] else None)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -257,11 +243,9 @@ class Transformer(nn.Module):
 def rotary_frequencies(config: ModelConfig) -> Tensor:
     """Return the angle by which each pair of dimensions turns from one position to the next, theta^(-2i/head_dim).
 
-    With `rope_scaling`, as Llama 3.1 does it (Grattafiori et al. 2024): waves longer than the text that the model was
-    first trained on are stretched by `factor`, short ones are left alone, those between are interpolated.
-
-    Returns:
-        (head_dim / 2,), always in float32 and on the CPU.
+    (head_dim / 2,), always in float32 and on the CPU. With `rope_scaling`, as Llama 3.1 does it (Grattafiori et al.
+    2024): waves longer than the text that the model was first trained on are stretched by `factor`, short ones are left
+    alone, those between are interpolated.
     """
     dimensions = torch.arange(0, config.head_dim, 2, device="cpu").float()
     frequencies = config.rope_theta ** (-dimensions / config.head_dim)

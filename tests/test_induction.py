@@ -1,5 +1,3 @@
-"""Initial weights that can copy before anything is learnt."""
-
 from __future__ import annotations
 
 from typing import Any
@@ -16,14 +14,12 @@ def share_of_repeats_predicted(model: Transformer) -> float:
     """Return how much of the second occurrence of a random pattern of 12 tokens is predicted from the first."""
     patterns = torch.randint(2, model.config.vocab_size, (64, 12), generator=torch.Generator().manual_seed(0))
     predicted = model.lm_head(model(patterns.repeat(1, 2)[:, :-1])).argmax(-1)
-    # The second pattern's first token cannot be foreseen.
-    return (predicted[:, 12:] == patterns[:, 1:]).float().mean().item()
+    return (predicted[:, 12:] == patterns[:, 1:]).float().mean().item()  # its first token cannot be foreseen
 
 
-@pytest.mark.parametrize("num_layers", [2, 3])
-def test_a_fresh_model_copies_a_repeated_pattern(num_layers: int) -> None:
-    torch.manual_seed(num_layers)
-    model = Transformer(ModelConfig(vocab_size=500, num_layers=num_layers))
+def test_a_fresh_model_copies_a_repeated_pattern() -> None:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=500, num_layers=2))
     assert share_of_repeats_predicted(model) < 0.1
     start_with_induction_heads(model)
     assert share_of_repeats_predicted(model) > 0.65

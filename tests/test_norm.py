@@ -7,12 +7,10 @@ from torch import nn
 from part3_pretrain.norm import RMSNorm
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((7, 24), torch.float32), ((2, 3, 5, 24), torch.float32), ((7, 24), torch.bfloat16)]
-)
-def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradients_are_those_of_torch(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x, gradient, weight = torch.randn(shape), torch.randn(shape), torch.randn(24) + 1
+    x, gradient, weight = torch.randn(2, 3, 5, 24), torch.randn(2, 3, 5, 24), torch.randn(24) + 1
     results = []
     for norm in (RMSNorm(24, 1e-2), nn.RMSNorm(24, 1e-2)):
         norm.weight = nn.Parameter(weight.to(dtype))
