@@ -95,7 +95,7 @@ class PairEncoder:
         return self.encode_sets({"training": pairs})["training"]
 
     def encode_sets(self, sets: Mapping[str, Sequence[Pair]]) -> dict[str, list[Example]]:
-        """Return the examples of each set, note its cut contexts, and raise one UserError for all too long responses."""
+        """Return the examples of each set, note its cut contexts, and raise one UserError for those too long."""
         encoded = {name: self.encode_what_fits(pairs) for name, pairs in sets.items()}
         self.check_all_fit([response for _, _, too_long in encoded.values() for response in too_long])
         for name, (examples, cut, _) in encoded.items():

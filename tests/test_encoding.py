@@ -12,13 +12,11 @@ from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.tokenizer import EOS, load_tokenizer
 from part4_sft import encoding
-from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
+from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
-from part4_sft.encoding import PairEncoder
+from part4_sft.encoding import Example, PairEncoder
 
 PAIR = Pair("My walnut desk arrived broken (order 48213).", "I am sorry about the damage.")
-
-# ---------------------------------------------------------------------------------------------------- tokens
 
 
 def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
@@ -49,20 +47,16 @@ def test_a_prompt_begins_with_bos_once_where_the_tokenizer_asks_for_it(tokenizer
     with_bos = load_tokenizer(tokenizer.to_str())
     with_bos.post_processor = TemplateProcessing(single="<BOS> $A", special_tokens=[("<BOS>", bos)])
     plain, ours = PairEncoder(tokenizer, eos_id=1), PairEncoder(with_bos, eos_id=1)
-    example, without = ours.encode(PAIR), plain.encode(PAIR)
-    assert example.ids == [bos, *without.ids] and example.labels == [-100, *without.labels]
+    without = plain.encode(PAIR)
+    assert ours.encode(PAIR) == Example([bos, *without.ids], [-100, *without.labels])
     assert ours.encode_prompt(PAIR.context, 10) == [bos, *plain.encode_prompt(PAIR.context, 9)]
     assert len(ours.encode_prompt(PAIR.context, 2)) == 2
     with pytest.raises(ValueError, match="no token"):
         ours.encode_prompt(PAIR.context, 1)
-    response_length = len(without.ids) - without.labels.count(-100)
-    assert replace(ours, max_length=response_length + 2).encode(PAIR).labels[:3] == [
-        -100,
-        -100,
-        without.labels[-response_length],
-    ]
+    response = [label for label in without.labels if label != -100]
+    assert replace(ours, max_length=len(response) + 2).encode(PAIR).labels == [-100, -100, *response]
     with pytest.raises(UserError, match="too many"):
-        replace(ours, max_length=response_length + 1).encode(PAIR)
+        replace(ours, max_length=len(response) + 1).encode(PAIR)
 
 
 @pytest.mark.parametrize("begins", ["Prepend", "Metaspace"])
@@ -84,9 +78,6 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_gets_no_second_one(begi
     assert encoder.decode([[label for label in example.labels if label > 1]]) == ["I am sorry."]
 
 
-# ---------------------------------------------------------------------------------------------------- too long
-
-
 def test_how_many_contexts_lose_their_beginning_is_noted_for_each_set(
     encoder: PairEncoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,25 +90,24 @@ def test_how_many_contexts_lose_their_beginning_is_noted_for_each_set(
 
 
 @pytest.mark.parametrize(
-    ("max_positions", "cure"),
-    [(70, "; shorten what is too long, or raise --max-length, which may be 70 for"), (60, "; shorten or remove what")],
+    ("others", "max_positions", "end"),
+    [
+        (10, 70, "; shorten what is too long, or raise --max-length, which may be 70 for this model"),
+        (12, 60, ", 2 more; shorten or remove what is too long, for the model has no more positions"),
+    ],
 )
-@pytest.mark.parametrize("others", [10, 12])
 def test_responses_that_are_too_long_are_told_of_all_at_once(
-    encoder: PairEncoder, others: int, max_positions: int, cure: str
+    encoder: PairEncoder, others: int, max_positions: int, end: str
 ) -> None:
-    short = replace(encoder, max_length=60, max_positions=max_positions)
     pairs = [Pair("a", "b " * 70, place=f"mine.csv, row {row}") for row in range(9, 10 + others)]
     pairs[1] = Pair("a", "b " * 900, place="mine.csv, row 10")
-    size = len(encoder.tokenizer.encode(" " + pairs[0].response).ids) + 1
+    size = len(encoder.encode(pairs[0]).labels) - len(encoder.encode_prompt("a", 99))
+    short = replace(encoder, max_length=60, max_positions=max_positions)
     with pytest.raises(UserError) as refused:
         short.encode_sets({"training": pairs[5:], "test": [Pair("a", "b"), *pairs[:5]]})
-    told = str(refused.value)
-    assert told.startswith(
-        f"mine.csv, row 9: its response has {size} tokens, too many for 60 tokens; so have row 10 (1801 "
-    )
-    last = f"row 19 ({size} tokens)" + (", 2 more" if others == 12 else "")
-    assert f"characters), row 11 ({size} tokens), " in told and last + cure in told
+    rest = ", ".join(f"row {row} ({size} tokens)" for row in range(11, 20))
+    beginning = f"mine.csv, row 9: its response has {size} tokens, too many for 60 tokens"
+    assert str(refused.value) == f"{beginning}; so have row 10 (1801 characters), {rest}{end}"
 
 
 def test_a_prompt_of_no_tokens_is_refused() -> None:
@@ -127,14 +117,10 @@ def test_a_prompt_of_no_tokens_is_refused() -> None:
         PairEncoder(tokenizer, 0, "{context}").encode_all([Pair("a", "b"), Pair("?", "b")])
 
 
-# ---------------------------------------------------------------------------------------------------- a checkpoint
-
-Make = Callable[..., PairEncoder]
-
-
 @pytest.fixture
-def for_checkpoint(tiny_checkpoint: Path) -> Make:
+def for_checkpoint(tiny_checkpoint: Path) -> Callable[..., PairEncoder]:
     checkpoint = load_checkpoint(tiny_checkpoint)  # of 512 positions
+    checkpoint.tokenizer.add_tokens(["Question"])  # is no control token
 
     def make(template: str = DEFAULT_TEMPLATE, max_length: int = 512, max_new_tokens: int = 128) -> PairEncoder:
         return PairEncoder.for_checkpoint(checkpoint, template, max_length, max_new_tokens)
@@ -142,38 +128,28 @@ def for_checkpoint(tiny_checkpoint: Path) -> Make:
     return make
 
 
-def test_the_encoder_of_a_checkpoint_has_its_tokens_and_positions(for_checkpoint: Make, encoder: PairEncoder) -> None:
-    assert (
-        for_checkpoint(SFTConfig().prompt_template).encode(PAIR)
-        == for_checkpoint().encode(PAIR)
-        == encoder.encode(PAIR)
-    )
+def test_the_encoder_of_a_checkpoint_has_its_tokens_and_positions(
+    for_checkpoint: Callable[..., PairEncoder], encoder: PairEncoder
+) -> None:
+    assert for_checkpoint().encode(PAIR) == encoder.encode(PAIR)
     assert for_checkpoint().template == "Customer: {context}\nAgent:"
-    assert for_checkpoint("{context}\nA:").template == for_checkpoint(r"{context}\nA:").template == "{context}\nA:"
+    assert for_checkpoint("Question: {context}\nA:") == for_checkpoint(r"Question: {context}\nA:")
     assert [for_checkpoint(max_length=length).max_length for length in (9, 512, 9999)] == [9, 512, 512]
     assert for_checkpoint(max_length=9).max_positions == 512
 
 
 @pytest.mark.parametrize("template", ["<EOS>{context}", "{context}<PAD>"])
-def test_control_tokens_in_a_template_are_refused(for_checkpoint: Make, template: str) -> None:
+def test_control_tokens_in_a_template_are_refused(for_checkpoint: Callable[..., PairEncoder], template: str) -> None:
     with pytest.raises(UserError, match=r"^--prompt-template holds <(EOS|PAD)>, but control tokens cannot be written"):
         for_checkpoint(template)
 
 
-def test_words_that_were_added_to_a_tokenizer_may_stand_in_a_template(tiny_checkpoint: Path) -> None:
-    checkpoint = load_checkpoint(tiny_checkpoint)
-    checkpoint.tokenizer.add_tokens(["Question"])
-    assert PairEncoder.for_checkpoint(checkpoint, "Question: {context}", 512, 128).template == "Question: {context}"
-
-
-def test_a_template_must_leave_room_for_a_context_and_a_reply(for_checkpoint: Make) -> None:
+def test_a_template_must_leave_room_for_a_context_and_a_reply(for_checkpoint: Callable[..., PairEncoder]) -> None:
     template = "x y " * 5 + "{context}"
     length = len(for_checkpoint().tokenizer.encode("x y " * 5).ids)
     for_checkpoint(template, max_new_tokens=512 - length - 1)
     for max_new_tokens, room in ((512 - length, length), (600, 0)):
         with pytest.raises(UserError) as refused:
             for_checkpoint(template, max_new_tokens=max_new_tokens)
-        expected = (
-            f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model {room}"
-        )
-        assert str(refused.value) == f"{expected} of its positions; choose less of either"
+        cause = f"--prompt-template has {length} tokens without a context, and --max-new-tokens leaves the model {room}"
+        assert str(refused.value) == f"{cause} of its positions; choose less of either"
