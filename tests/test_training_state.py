@@ -109,36 +109,24 @@ def test_a_signal_waits_for_the_next_save_and_a_second_one_does_not(
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
-@pytest.mark.parametrize(
-    ("run", "change"),
-    [
+def test_another_run_is_refused_by_what_has_changed(path: Path) -> None:
+    cure = "go on with what it was, or start anew without --resume"
+    for run, change in (
         (RUN | {"--epochs": 3}, "--epochs was 2 and is 3"),
         ({"--epochs": 2}, "--learning-rate was 0.1 and is None"),
         (RUN | {"--seed": 1}, "--seed was None and is 1"),
-    ],
-)
-def test_another_run_is_refused_by_what_has_changed(run: dict[str, Any], change: str, path: Path) -> None:
-    cure = "go on with what it was, or start anew without --resume"
-    with pytest.raises(UserError, match=f"^{path} cannot be resumed: {change}; {cure}$"):
-        TrainingState(path, run, resume=True)
+    ):
+        with pytest.raises(UserError, match=f"^{path} cannot be resumed: {change}; {cure}$"):
+            TrainingState(path, run, resume=True)
 
 
-class Hostile:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("hostile",)
-
-
-def test_a_damaged_state_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(path.parent)
+def test_a_damaged_state_is_refused(path: Path) -> None:
+    """One that would run code is in test_damaged_checkpoints."""
     contents = path.read_bytes()
-    flipped = bytearray(contents)
-    flipped[contents.index(b"losses")] ^= 1
-    torch.save({"run": RUN, "values": {}, "rng": Hostile()}, "hostile.pt")
-    for damaged in (bytes(flipped), contents[:1000], b"", Path("hostile.pt").read_bytes()):
+    for damaged in (contents.replace(b"losses", b"lasses"), contents[:1000], b""):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"^.*state.pt is damaged \(.+\); start anew without --resume$"):
             TrainingState(path, RUN, resume=True)
-    assert not Path("hostile").exists()
 
 
 def test_it_says_what_it_finds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
