@@ -162,7 +162,12 @@ def run(sft_options: list[str]) -> Run:
     def run(name: str, folder: Path, prepare: Prepare = dict) -> int:
         main, options = COMMANDS[name]
         shared = sft_options if main is sft.main else []
-        return in_a_process(main, [*shared, *options, "--resume"], lambda: (os.chdir(folder), prepare()))
+
+        def prepare_in_folder() -> None:
+            os.chdir(folder)
+            prepare()
+
+        return in_a_process(main, [*shared, *options, "--resume"], prepare_in_folder)
 
     return run
 
