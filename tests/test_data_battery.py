@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.runtime.cli import UserError
 from part4_sft import sft
 from part4_sft.config import parse_arguments
 from part4_sft.encoding import PairEncoder
 from part4_sft.formats import load_pairs
-from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
-from tests.conftest import Command
+from part4_sft.preparation import encode_data, prepare_data
+from tests.conftest import Command, assert_refused, in_folder
 
 MB, HUGE = 10**6, "1" + "0" * 30
 PAIRS = [{"context": f"Where is {n}?", "response": "Here."} for n in range(4)]
@@ -44,36 +40,12 @@ def with_low(*others: dict[str, str]) -> str:
     return json.dumps([pair | {"high_quality": 1} for pair in PAIRS] + [pair | {"high_quality": 0} for pair in others])
 
 
-# ---------------------------------------------------------------------------------------------------- up to training
-
-Prepare = Callable[..., tuple[Data, EncodedData]]
-
-
-@pytest.fixture
-def prepare(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
-    """What a run does with data and options before it trains."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*options: str) -> tuple[Data, EncodedData]:
-        config = parse_arguments(["--data", "pairs.json", "--max-new-tokens", "4", *options])
-        data, checkpoint = prepare_data(config), load_checkpoint(tiny_checkpoint)
-        settings = config.prompt_template, config.max_length, config.max_new_tokens
-        return data, encode_data(config, data, PairEncoder.for_checkpoint(checkpoint, *settings))
-
-    return call
-
-
-CUT = (
-    "note: {} of 2 contexts of the training set are too long and lose their beginning; the first is that of pairs.json"
-)
+CUT = "note: {} of 2 contexts of the training set are too long and lose their beginning; the first is that of pairs"
 TRAINS: dict[str, tuple[str, list[str], str]] = {  # contents, options, what is noted; two train, two are held out
-    "low-quality pairs": (with_low({"context": "When?", "response": "Now."}), [], ""),
     "low-quality pairs with contexts that are held out": (with_low(*PAIRS), [], ""),
     "a low-quality pair longer than the model": (with_low({"context": "When?", "response": "w " * 600}), [], ""),
-    "10 MB in one line": (with_low(*({"context": "c" * MB, "response": "b"} for _ in range(10))), [], ""),
     "a context of 10 MB": (with_first(context="a" * 10 * MB), [], CUT.format(1)),
     "contexts longer than the model": (four("word " * 600, "b"), [], CUT.format(2)),
-    "contexts longer than --max-length": (FOUR, ["--max-length", "9"], CUT.format(2)),
     "a --max-length beyond the model": (FOUR, ["--max-length", HUGE], ""),
     "control tokens and characters": (four("<EOS>\0", "<PAD>\x1b<EOS>"), [], ""),
     "zero-width spaces alone": (four("\u200b", "\u200b"), [], ""),
@@ -83,53 +55,25 @@ TRAINS: dict[str, tuple[str, list[str], str]] = {  # contents, options, what is 
 
 @pytest.mark.parametrize(("contents", "options", "note"), TRAINS.values(), ids=TRAINS)
 def test_every_pair_of_unusual_data_is_counted(
-    prepare: Prepare, capsys: pytest.CaptureFixture[str], contents: str, options: list[str], note: str
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    contents: str,
+    options: list[str],
+    note: str,
 ) -> None:
-    Path("pairs.json").write_text(contents)
-    data, encoded = prepare(*options)
-    told = capsys.readouterr().err
+    (tmp_path / "pairs.json").write_text(contents)
+    config = parse_arguments(["--data", str(tmp_path / "pairs.json"), "--max-new-tokens", "4", *options])
+    settings = config.prompt_template, config.max_length, config.max_new_tokens
+    data, encoder = prepare_data(config), PairEncoder.for_checkpoint(load_checkpoint(tiny_checkpoint), *settings)
+    encoded = encode_data(config, data, encoder)
+    told = capsys.readouterr().err.replace(f"{tmp_path}/", "")
     assert told.startswith(note) and bool(told) == bool(note)
     assert all(line.startswith("note: ") for line in told.splitlines())
-    assert Counter(pair for pairs in data.values() for pair in pairs) == Counter(load_pairs(Path("pairs.json")))
+    assert Counter(pair for pairs in data.values() for pair in pairs) == Counter(load_pairs(tmp_path / "pairs.json"))
     assert (len(encoded.training), encoded.dataset_size) == (2, len(data["sft_dataset"]))
     for example in encoded.training:  # <PAD> is 0 and <EOS> is 1, and neither comes from a text
         assert example.ids.index(1) == len(example.ids) - 1 and 0 not in example.ids
-
-
-TEMPLATE_RULE = "--prompt-template must be a text with {context} in it, once, not"
-REFUSED: list[tuple[str, list[str], str]] = [  # contents, options, complaint
-    (with_first(response="word " * 2 * MB), [], "pairs.json, pair 1: its response has 10000001 characters"),
-    (with_first(response="a" * 10 * MB), [], "pairs.json, pair 1: its response has 10000001 characters"),
-    (FOUR, ["--test-fraction", "0.49"], "4 different contexts are too few to hold 2 and 2 out"),
-    (FOUR, ["--data", "."], "cannot read .: Is a directory"),
-    (FOUR, ["--data", "/dev/null"], "/dev/null holds no pairs"),
-    (FOUR, ["--test-data", "bad.json"], "bad.json, pair 2: must be an object"),
-    (FOUR, ["--validation-data", "bad.json"], "bad.json, pair 2: must be an object"),
-    (FOUR, ["--validation-data", "long.json", "--test-data", "long.json"], "too many for 512 tokens; so have pair 1 ("),
-    (FOUR, ["--max-length", "5"], "pair 1: its response has 5 tokens, too many for 5 tokens; so have pair 2 (5 "),
-    (FOUR, ["--prompt-template", "{Context}"], TEMPLATE_RULE),
-    (FOUR, ["--prompt-template", "{context}{context}"], TEMPLATE_RULE),
-    (FOUR, ["--prompt-template", "gr\udcf6\udcdfe {context}"], "is not UTF-8 text"),
-    (FOUR, ["--temperature", "1e-50"], "--temperature must be 0, or 0.001 to 1000"),
-    (FOUR, ["--temperature", "1e50"], "--temperature must be 0, or 0.001 to 1000"),
-    (FOUR, ["--top-p", "1e-50"], "--top-p must be 0.001 to 1"),
-]
-
-
-@pytest.mark.parametrize(("contents", "options", "complaint"), REFUSED)
-def test_what_cannot_be_trained_on_is_refused(
-    prepare: Prepare, capsys: pytest.CaptureFixture[str], contents: str, options: list[str], complaint: str
-) -> None:
-    Path("pairs.json").write_text(contents)
-    Path("bad.json").write_text(f"[{json.dumps(PAIRS[0])}, 5]")
-    Path("long.json").write_text(with_first(response="w " * 600).replace("Where", "When"))
-    with pytest.raises((UserError, SystemExit)) as refused:
-        prepare(*options)
-    message = f"{refused.value} {capsys.readouterr().err}"
-    assert complaint in message and len(message) < 600
-
-
-# ---------------------------------------------------------------------------------------------------- as a command
 
 
 @pytest.fixture
@@ -137,59 +81,54 @@ def options(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """For the shortest of runs."""
     monkeypatch.chdir(tmp_path)
     given = ["--model", str(tiny_checkpoint), "--epochs", "1", "--samples-per-context", "1", "--max-new-tokens", "4"]
-    return [*given, "--out-dir", "outputs", "--checkpoint-dir", "checkpoints"]
+    return [*given, *in_folder(tmp_path)]
 
 
-def refusal(outcome: tuple[int | str | None, str, str]) -> str:
-    """The one line that the user was told, after which nothing was written."""
-    status, _, told = outcome
-    assert status == 2
-    assert told.startswith("error: ") and told.count("\n") == 1 and told.endswith("\n")
-    assert not [*Path().glob("outputs/*"), *Path().glob("checkpoints/*")]
-    return told
+FAULTS: list[tuple[str | bytes, list[str], str]] = [  # contents, options, complaint
+    (FOUR, ["--data", "missing.json"], "cannot read missing.json: No such file or directory; name"),
+    (FOUR, ["--data", "."], "cannot read .: Is a directory"),
+    (FOUR.encode("utf-16"), [], "pairs.json is not UTF-8 text (byte 0); save it as UTF-8"),
+    ("[" + FOUR, [], "pairs.json is not JSON: line 1, column"),
+    ("context,response\na,b,c\n", ["--data", "pairs.csv"], "row 2: has 3 cells, and the header has 2; put"),
+    ('{"question": "a"}', [], 'pair 1: the key "context" is missing; it has "question"; the layouts'),
+    (with_first(response="word " * 2 * MB), [], "pairs.json, pair 1: its response has 10000001 characters"),
+    (FOUR, ["--max-length", "5"], "pair 1: its response has 5 tokens, too many for 5 tokens; so have pair 2 (5 "),
+    (FOUR, ["--test-data", "bad.json"], "bad.json, pair 2: must be an object"),
+    (FOUR, ["--validation-data", "bad.json"], "bad.json, pair 2: must be an object"),
+    (FOUR, ["--test-fraction", "0.49"], "4 different contexts are too few to hold 2 and 2 out"),
+    (FOUR, ["--max-new-tokens", "511"], "--max-new-tokens leaves the model 1 of its positions; choose less"),
+    (FOUR, ["--prompt-template", "gr\udcf6\udcdfe {context}"], "is not UTF-8 text"),
+    (FOUR, ["--epochs", "0"], "--epochs must be 1 or more, not 0; see python -m part4_sft.sft --help"),
+    (four("Where is ", "Here it is."), ["--learning-rate", "1e5", "--epochs", "6"], "--learning-rate"),
+]
 
 
-FAULTS: dict[str, tuple[str | bytes, list[str], str]] = {  # contents, options, complaint
-    "unreadable file": (FOUR, ["--data", "missing.json"], "cannot read missing.json: No such file or directory; name"),
-    "not text": (FOUR.encode("utf-16"), [], "pairs.json is not UTF-8 text (byte 0); save it as UTF-8"),
-    "bad JSON": ("[" + FOUR, [], "pairs.json is not JSON: line 1, column"),
-    "bad CSV": ("context,response\na,b,c\n", ["--data", "pairs.csv"], "row 2: has 3 cells, and the header has 2; put"),
-    "wrong keys": ('{"question": "a"}', [], 'pair 1: the key "context" is missing; it has "question"; the layouts'),
-    "too long": (with_first(response="w " * 600), [], "pair 1: its response has 602 tokens, too many for 512 tokens; "),
-    "no room": (FOUR, ["--max-new-tokens", "511"], "--max-new-tokens leaves the model 1 of its positions; choose less"),
-    "option": (FOUR, ["--epochs", "0"], "--epochs must be 1 or more, not 0; see python -m part4_sft.sft --help"),
-    "learning rate": (four("Where is ", "Here it is."), ["--learning-rate", "10", "--epochs", "6"], "--learning-rate"),
-    "NaN": (four("Where is ", "Here it is."), ["--learning-rate", "1e5", "--epochs", "6"], "--learning-rate"),
-}
-
-
-@pytest.mark.parametrize(("contents", "given", "complaint"), FAULTS.values(), ids=FAULTS)
-def test_each_class_of_fault_ends_with_status_2_and_one_line_and_writes_nothing(
+@pytest.mark.parametrize(("contents", "given", "complaint"), FAULTS)
+def test_each_fault_ends_with_status_2_and_one_line_and_writes_nothing(
     run_main: Command, options: list[str], contents: str | bytes, given: list[str], complaint: str
 ) -> None:
     for name in ("pairs.json", "pairs.csv"):
         Path(name).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    Path("bad.json").write_text(f"[{json.dumps(PAIRS[0])}, 5]")
     outcome = run_main(sft.main, *options, "--data", "pairs.json", *given)
+    assert_refused(outcome, complaint)
+    assert len(outcome[2]) < 600
     Path("checkpoints/sft_model.state.pt").unlink(missing_ok=True)  # the last good state is kept
-    assert complaint in refusal(outcome)
+    assert not [*Path().glob("outputs/*"), *Path().glob("checkpoints/*")]
 
 
-WHOLE_RUNS: dict[str, tuple[str, str, list[str]]] = {  # file, contents, options
-    "the widest choice": ("my\npairs.json", FOUR, ["--batch-size", HUGE, "--temperature", "1000", "--top-k", HUGE]),
-    "the narrowest choice": (
+WHOLE_RUNS: list[tuple[str, str, list[str]]] = [  # file, contents, options
+    ("my\npairs.json", FOUR, ["--batch-size", HUGE, "--temperature", "1000", "--top-k", HUGE]),
+    (
         "pairs.csv",
         "context,response\n" + "".join(f'"=1+{n}, ""a""\nb",\u202e@x\n' for n in range(4)),
         ["--temperature", "0.001", "--top-p", "0.001", "--top-k", "1", "--prompt-template", "{context}"],
     ),
-    "more parts than pairs, all cut": (
-        "pairs.jsonl",
-        "\r\n \n\n".join(map(json.dumps, PAIRS)),
-        ["--gradient-accumulation-steps", "1000", "--max-length", "9"],
-    ),
-}
+    ("pairs.jsonl", "\r\n \n\n".join(map(json.dumps, PAIRS)), ["--gradient-accumulation-steps=999", "--max-length=9"]),
+]
 
 
-@pytest.mark.parametrize(("file", "contents", "given"), WHOLE_RUNS.values(), ids=WHOLE_RUNS)
+@pytest.mark.parametrize(("file", "contents", "given"), WHOLE_RUNS, ids=["wide", "narrow", "more parts than pairs"])
 def test_a_whole_run_counts_every_pair_and_every_number_is_one(
     run_main: Command, options: list[str], monkeypatch: pytest.MonkeyPatch, file: str, contents: str, given: list[str]
 ) -> None:
@@ -205,12 +144,3 @@ def test_a_whole_run_counts_every_pair_and_every_number_is_one(
     first, last = evaluation["by_epoch"]
     assert all(map(math.isfinite, (first["validation_loss"], last["validation_loss"], last["train_loss"])))
     load_checkpoint(Path("checkpoints/sft_model.pt"))  # refuses weights that are NaN
-
-
-@pytest.mark.slow
-def test_a_process_of_its_own_is_given_bytes_that_are_no_text(options: list[str]) -> None:
-    command: list[str | bytes] = [sys.executable, "-m", "part4_sft.sft", *options, "--data", b"gr\xf6\xdfe.json"]
-    finished = subprocess.run(command, env={"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True)
-    assert finished.returncode == 2
-    assert finished.stderr.startswith(b"error: ") and finished.stderr.count(b"\n") == 1
-    assert b"is not UTF-8 text" in finished.stderr
