@@ -1,12 +1,8 @@
-"""People's data up to the training, and as a command: each file trains, with every pair counted, or ends in one line.
-
-What `load_pairs` refuses is in test_formats, and any text at all in test_properties.
-"""
+"""People's data up to the training, and as a command: each file trains, with every pair counted, or is refused."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +19,8 @@ from tests.conftest import Command, assert_refused, in_folder
 MB, HUGE = 10**6, "1" + "0" * 30
 PAIRS = [{"context": f"Where is {n}?", "response": "Here."} for n in range(4)]
 FOUR = json.dumps(PAIRS)
+RATED = [pair | {"high_quality": 1} for pair in PAIRS]
+LOW = {"context": "When?", "response": "w " * 600, "high_quality": 0}
 
 
 def with_first(**changes: str) -> str:
@@ -35,15 +33,9 @@ def four(context: str, response: str) -> str:
     return json.dumps([{"context": f"{context}{n}", "response": response} for n in range(4)])
 
 
-def with_low(*others: dict[str, str]) -> str:
-    """Four pairs of high quality and others of low."""
-    return json.dumps([pair | {"high_quality": 1} for pair in PAIRS] + [pair | {"high_quality": 0} for pair in others])
-
-
-CUT = "note: {} of 2 contexts of the training set are too long and lose their beginning; the first is that of pairs"
+CUT = "note: {} of 2 contexts of the training set are too long and lose their beginning; the first is that of pairs.j"
 TRAINS: dict[str, tuple[str, list[str], str]] = {  # contents, options, what is noted; two train, two are held out
-    "low-quality pairs with contexts that are held out": (with_low(*PAIRS), [], ""),
-    "a low-quality pair longer than the model": (with_low({"context": "When?", "response": "w " * 600}), [], ""),
+    "a low-quality pair longer than the model": (json.dumps([*RATED, LOW]), [], ""),
     "a context of 10 MB": (with_first(context="a" * 10 * MB), [], CUT.format(1)),
     "contexts longer than the model": (four("word " * 600, "b"), [], CUT.format(2)),
     "a --max-length beyond the model": (FOUR, ["--max-length", HUGE], ""),
@@ -112,23 +104,22 @@ def test_each_fault_ends_with_status_2_and_one_line_and_writes_nothing(
     Path("bad.json").write_text(f"[{json.dumps(PAIRS[0])}, 5]")
     outcome = run_main(sft.main, *options, "--data", "pairs.json", *given)
     assert_refused(outcome, complaint)
-    assert len(outcome[2]) < 600
     Path("checkpoints/sft_model.state.pt").unlink(missing_ok=True)  # the last good state is kept
     assert not [*Path().glob("outputs/*"), *Path().glob("checkpoints/*")]
 
 
-WHOLE_RUNS: list[tuple[str, str, list[str]]] = [  # file, contents, options
-    ("my\npairs.json", FOUR, ["--batch-size", HUGE, "--temperature", "1000", "--top-k", HUGE]),
-    (
-        "pairs.csv",
-        "context,response\n" + "".join(f'"=1+{n}, ""a""\nb",\u202e@x\n' for n in range(4)),
-        ["--temperature", "0.001", "--top-p", "0.001", "--top-k", "1", "--prompt-template", "{context}"],
-    ),
-    ("pairs.jsonl", "\r\n \n\n".join(map(json.dumps, PAIRS)), ["--gradient-accumulation-steps=999", "--max-length=9"]),
-]
+WIDEST = ["--batch-size", HUGE, "--temperature", "1000", "--top-k", HUGE, "--gradient-accumulation-steps", "999"]
+NARROWEST = ["--max-length", "9", "--temperature", "0.001", "--top-p", "0.001", "--top-k", "1"]
+CSV = "context,response\n" + "".join(f'"=1+{n}, ""a""\nb",\u202e@x\n' for n in range(4))
 
 
-@pytest.mark.parametrize(("file", "contents", "given"), WHOLE_RUNS, ids=["wide", "narrow", "more parts than pairs"])
+@pytest.mark.parametrize(
+    ("file", "contents", "given"),
+    [
+        ("my\npairs.csv", CSV, [*WIDEST, "--prompt-template", "{context}"]),
+        ("pairs.jsonl", "\r\n \n\n".join(map(json.dumps, PAIRS)), NARROWEST),
+    ],
+)
 def test_a_whole_run_counts_every_pair_and_every_number_is_one(
     run_main: Command, options: list[str], monkeypatch: pytest.MonkeyPatch, file: str, contents: str, given: list[str]
 ) -> None:
@@ -141,6 +132,4 @@ def test_a_whole_run_counts_every_pair_and_every_number_is_one(
     assert "trained on 2 of 2 pairs" in printed
     sets = [load_pairs(Path(f"outputs/{name}.json")) for name in ("sft_dataset", "sft_validation", "sft_test")]
     assert Counter(pair for pairs in sets for pair in pairs) == Counter(load_pairs(Path(file)))
-    first, last = evaluation["by_epoch"]
-    assert all(map(math.isfinite, (first["validation_loss"], last["validation_loss"], last["train_loss"])))
     load_checkpoint(Path("checkpoints/sft_model.pt"))  # refuses weights that are NaN

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.tokenizer import EOS, load_tokenizer
+from part3_pretrain.tokenizer import EOS, PAD, load_tokenizer
 from part4_sft import encoding
 from part4_sft.config import DEFAULT_TEMPLATE
 from part4_sft.dataset import Pair
@@ -30,6 +32,51 @@ def test_the_mask_token_by_token(encoder: PairEncoder) -> None:
     assert encoder.encode_prompt(PAIR.context, 99) == context
     assert replace(encoder, max_length=9).encode_prompt(PAIR.context, 99) == context[-9:]
     assert encoder.decode([response]) == [PAIR.response]
+
+
+# Any characters (but no half of one), words, and what could be taken for something else than text.
+PARTS = st.sampled_from(["Where is my desk", "48213", EOS, PAD, "{context}", "\nAgent:", "\ufeff", "\u202e", '"', ","])
+TEXTS = st.lists(st.text(max_size=8) | PARTS, min_size=1, max_size=6).map("".join).filter(str.strip)
+PAIRS = st.builds(Pair, TEXTS, TEXTS)
+same_in_every_run = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+@same_in_every_run
+@given(PAIRS)
+def test_labels_are_the_response_and_its_end_and_no_token_is_lost(encoder: PairEncoder, pair: Pair) -> None:
+    example = encoder.encode(pair)
+    boundary = example.labels.count(-100)
+    assert example.labels == [-100] * boundary + example.ids[boundary:]
+    *response, end = example.ids[boundary:]
+    decode = encoder.tokenizer.decode
+    assert decode(example.ids[:boundary]) == encoder.template.replace("{context}", pair.context)
+    assert decode(response) == " " + pair.response
+    assert end == encoder.eos_id
+    assert {encoder.eos_id, encoder.tokenizer.token_to_id(PAD)}.isdisjoint(example.ids[:-1])
+
+
+@same_in_every_run
+@given(PAIRS, st.integers(2, 60))
+def test_what_is_too_long_is_cut_from_its_left_or_refused(encoder: PairEncoder, pair: Pair, max_length: int) -> None:
+    whole = encoder.encode(pair)
+    response = [label for label in whole.labels if label != -100]
+    short = replace(encoder, max_length=max_length)
+    if len(response) >= max_length:
+        with pytest.raises(UserError, match=f"too many for {max_length}"):
+            short.encode(pair)
+    else:
+        cut = short.encode(pair)
+        assert (cut.ids, cut.labels) == (whole.ids[-max_length:], whole.labels[-max_length:])
+
+
+@same_in_every_run
+@given(TEXTS, st.integers(1, 30))
+def test_of_a_very_long_context_the_same_tokens_are_kept_as_if_all_were_tokenised(
+    encoder: PairEncoder, text: str, room: int
+) -> None:
+    context = f"{text} my desk is late. " * 100
+    whole = encoder.tokenizer.encode(encoder.template.replace("{context}", context)).ids
+    assert encoder.encode_prompt(context, room) == whole[-room:]
 
 
 def test_pairs_are_encoded_alike_by_themselves_and_in_batches(
@@ -76,17 +123,6 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_gets_no_second_one(begi
     assert example.ids == [*prompt, *response.ids, 1]
     assert response.tokens[0].startswith("▁") and not response.tokens[0].startswith("▁▁")
     assert encoder.decode([[label for label in example.labels if label > 1]]) == ["I am sorry."]
-
-
-def test_how_many_contexts_lose_their_beginning_is_noted_for_each_set(
-    encoder: PairEncoder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fits, long = Pair("a", "b"), Pair("a " * 50, "b", place="mine.json, pair 7")
-    length = len(encoder.encode(fits).ids)
-    sets = replace(encoder, max_length=length).encode_sets({"training": [fits, long, long], "test": [fits]})
-    assert [len(example.ids) for example in sets["training"]] == [length] * 3
-    expected = "2 of 3 contexts of the training set are too long and lose their beginning"
-    assert capsys.readouterr().err == f"note: {expected}; the first is that of mine.json, pair 7\n"
 
 
 @pytest.mark.parametrize(
@@ -138,13 +174,10 @@ def test_the_encoder_of_a_checkpoint_has_its_tokens_and_positions(
     assert for_checkpoint(max_length=9).max_positions == 512
 
 
-@pytest.mark.parametrize("template", ["<EOS>{context}", "{context}<PAD>"])
-def test_control_tokens_in_a_template_are_refused(for_checkpoint: Callable[..., PairEncoder], template: str) -> None:
-    with pytest.raises(UserError, match=r"^--prompt-template holds <(EOS|PAD)>, but control tokens cannot be written"):
-        for_checkpoint(template)
-
-
-def test_a_template_must_leave_room_for_a_context_and_a_reply(for_checkpoint: Callable[..., PairEncoder]) -> None:
+def test_a_template_must_leave_room_and_hold_no_control_token(for_checkpoint: Callable[..., PairEncoder]) -> None:
+    for template in ("<EOS>{context}", "{context}<PAD>"):
+        with pytest.raises(UserError, match=r"^--prompt-template holds <(EOS|PAD)>, but control tokens cannot be"):
+            for_checkpoint(template)
     template = "x y " * 5 + "{context}"
     length = len(for_checkpoint().tokenizer.encode("x y " * 5).ids)
     for_checkpoint(template, max_new_tokens=512 - length - 1)

@@ -10,6 +10,8 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from part3_pretrain.runtime.cli import UserError
 from part4_sft.dataset import Pair
@@ -69,6 +71,21 @@ def test_every_layout_gives_the_same_pairs_from_every_kind_of_file(
     assert load_pairs(path) == [Pair(pair.context, pair.response, 0) for pair in pairs]
 
 
+TEXTS = st.text(min_size=1).filter(str.strip)  # any characters, but no half of one
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.lists(st.tuples(TEXTS, TEXTS, st.integers(0, 1)), min_size=1, max_size=6), st.sampled_from(NAMES))
+def test_any_text_comes_back_from_any_kind_of_file(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, int]], name: str
+) -> None:
+    assume(
+        name != "pairs.CSV" or not any("\0" in text for *texts, _ in rows for text in texts)
+    )  # it has no place there
+    entries = [dict(zip(("context", "response", "high_quality"), row)) for row in rows]
+    assert load_pairs(write(tmp_path_factory.getbasetemp() / name, entries)) == [Pair(*row) for row in rows]
+
+
 @pytest.mark.parametrize(("delimiter", "end"), [(",", "\n"), (";", "\r\n"), ("\t", "\r")])
 def test_csv_is_read_as_spreadsheets_leave_it(tmp_path: Path, delimiter: str, end: str) -> None:
     path, text = tmp_path / "pairs.csv", f'a{end}"b",;'
@@ -80,28 +97,18 @@ def test_csv_is_read_as_spreadsheets_leave_it(tmp_path: Path, delimiter: str, en
     assert [pair.place for pair in pairs] == [f"{path}, row 2", f"{path}, row 5"]
 
 
-@pytest.mark.parametrize(
-    ("roles", "context"),
-    [
-        (["user"], "m0"),
-        (["system", "user"], "System: m0\nUser: m1"),
-        (["user", "assistant", "user"], "User: m0\nAssistant: m1\nUser: m2"),
-    ],
-)
-def test_a_conversation_has_a_line_for_each_message_before_the_response(
-    tmp_path: Path, roles: list[str], context: str
-) -> None:
-    messages = [{"role": role, "content": f"m{number}"} for number, role in enumerate([*roles, "assistant"])]
-    pairs = load_pairs(write(tmp_path / "pairs.json", [{"messages": messages}]))
-    assert pairs == [Pair(context, f"m{len(roles)}")]
+def test_a_conversation_has_a_line_for_each_message_before_the_response(tmp_path: Path) -> None:
+    roles = ["user", "assistant", "user", "assistant"]
+    turns = [{"role": role, "content": f"m{number}"} for number, role in enumerate(roles)]
+    entries = [{"messages": turns}, {"messages": [{"role": "system", "content": "s"}, *turns[:2]]}]
+    pairs = load_pairs(write(tmp_path / "pairs.json", entries))
+    assert pairs == [Pair("User: m0\nAssistant: m1\nUser: m2", "m3"), Pair("System: s\nUser: m0", "m1")]
 
 
-@pytest.mark.parametrize(("before", "between", "after"), [("\ufeff \n[", ",", "]"), ("\ufeff\n", "\n", "")])
-def test_the_content_and_not_the_name_tells_an_array_from_jsonl(
-    tmp_path: Path, before: str, between: str, after: str
-) -> None:
-    text = before + between.join([GOOD, GOOD.replace("Where", r"\ud83d\ude42")]) + after
-    for name in ("pairs.json", "pairs.jsonl", "my\npairs"):
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl", "my\npairs"])
+def test_the_content_and_not_the_name_tells_an_array_from_jsonl(tmp_path: Path, name: str) -> None:
+    smile = GOOD.replace("Where", r"\ud83d\ude42")
+    for text in (f"\ufeff \n[{GOOD},{smile}]", f"\ufeff\n{GOOD}\n{smile}"):
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert load_pairs(tmp_path / name) == [Pair("Where is it?", "Here.", 1), Pair("🙂 is it?", "Here.", 1)]
 
@@ -158,18 +165,16 @@ BAD_JSON: list[tuple[bytes | str, str]] = [
     (f"{GOOD}\n{'[' * 100_000}", "line 2 is nested too deeply"),
     (second("1}", "1" * 5000 + "}"), "digits, so it cannot be pairs"),
     (f'[{GOOD}, "Where is it?"]', 'pair 2: must be an object, {"key": value, ...}, not "Where is it?"'),
-    ("[{}]", 'pair 1: the key "context" is missing; it has no keys; '),
+    ("[{}]", '"context" is missing; it has no keys; the layouts, one for a whole file: context + response; prompt + '),
     (second(', "response": "Here."', ""), 'pair 2: the key "response" is missing; it has "context", "high_quality" '),
     (second("}", r', "\ud83d\n\u2028": 5}'), r'pair 2: unknown key "\ud83d\n\u2028"'),
     (TRL.replace("}", ', "text": "c"}'), '"text": remove it; it has "prompt", "completion", "text"; the layouts'),
-    ('{"a": "b"}', "context + response; prompt + completion; instruction + output (+ input); messages"),
     ('{"text": "a b"}', 'pair 1: the key "context" is missing; it has "text"; split "text" into "messages", or '),
     (f"{GOOD}\n{TRL}", '"context" is missing; it has "prompt", "completion" where pair 1 has "context", "response", '),
     (second(', "high_quality": 1', ""), 'pair 2: "high_quality" must be in all entries or in none; it has "context", '),
     (f'{{"context": "a", "response": "b"}}\n{GOOD}', 'pair 2: "high_quality" must be in all entries or in none'),
     (second("}", ', "context": "b"}'), 'pair 2: the key "context" is there twice; keep one of them'),
-    (second("}", f', "{"k" * 10_000_000}": 5}}'), 'pair 2: unknown key "kkk'),
-    (second("}", "".join(f', "k{n}": 5' for n in range(999)) + "}"), 'unknown key "k0", "k1", "k2": remove it'),
+    (second("}", "".join(f', "k{n * 10**999}": 5' for n in range(999)) + "}"), 'pair 2: unknown key "k0", "k100'),
     (second("Here.", " \\n"), 'pair 2: "response" is empty; fill it in, or remove the entry'),
     (second('"Here."', '{"a": "b"}'), 'pair 2: "response" must be text, not an object'),
     (second("Here.", r"Here \ud83d"), 'pair 2: "response" holds half of a character (a lone surrogate); remove it'),
@@ -191,9 +196,11 @@ BAD_JSON: list[tuple[bytes | str, str]] = [
 GOOD_CSV = "context,response,high_quality\nWhere is it?,Here.,1\n"
 BAD_CSV: list[tuple[bytes | str, str]] = [
     ("context,response\n\n", "holds no pairs"),
-    (GOOD_CSV + "a,b\n", "row 3: has 2 cells, and the header has 3"),
     (GOOD_CSV + "\r\na,b,1,\n", "row 4: has 4 cells, and the header has 3"),
-    ("context;response\na;b;c\n", 'put "quotes" around a cell that holds semicolons'),
+    (
+        "context;response\na\n",
+        'row 2: has 1 cells, and the header has 2; put "quotes" around a cell that holds semicolons',
+    ),
     ("context,response,response\na,b,c\n", 'the header is "context", "response", "response"'),
     ("context,response,\na,b,c\n", 'the header is "context", "response", ""'),
     ("Where is it?,Here.\nWhere?,There.\n", 'row 1: the key "context" is missing; it has "Where is it?", "Here."; the'),
