@@ -15,4 +15,4 @@ def log(line: str) -> None:
 
 def note(line: str) -> None:
     """Print something that the user should know, but need not act on, to stderr."""
-    print(f"note: {line}", file=sys.stderr)
+    print("note:", *line.splitlines(), file=sys.stderr)  # a file's name may have a line break

@@ -122,8 +122,9 @@ class TrainingState(AbstractContextManager["TrainingState"]):
         if error is None:
             self.store.remove()
             return
-        with suppress(UserError):
-            self.store.finish()
+        if isinstance(error, UserError | KeyboardInterrupt):  # after another process's death, all would wait for all
+            with suppress(UserError):
+                self.store.finish()
         if isinstance(error, KeyboardInterrupt) and self.store.exists():
             raise type(error)(f"{self.store.path} holds the state; the same command with --resume goes on") from error
 
