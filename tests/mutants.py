@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ignore_patterns(".*", "__pycache__", "checkpoints", "outputs")
-SECONDS = 120  # for each test file
+SECONDS = 300  # for each test file
 CORE = """part3_pretrain: checkpoint config corpus model retail/rubric retail/world run runtime/training_state
 part4_sft: config dataset encoding evaluation formats generation metrics preparation run training"""
 SPOKEN = {"UserError", "ValueError", "error", "log", "note", "print", "tqdm"}  # calls that only say something

@@ -50,6 +50,7 @@ def test_without_options_it_is_the_assignments_setting() -> None:
         ("--train-on", ["high", "all"], ["low"]),
         ("--device", ["auto", "cpu", "cuda"], ["nonsense"]),
         ("--dtype", ["float32", "bfloat16"], ["float16"]),
+        ("--moments-dtype", ["float32"], ["float16"]),
         ("--prompt-template", ["{context}"], ["", "{context}{context}", "Q: A:"]),
     ],
 )
