@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,17 @@ def test_the_smoothed_curve_is_the_mean_of_the_losses_so_far_weighted_towards_th
     assert smoothed([4.0, 1.0], decay=0.5) == pytest.approx([4, 2])  # (1 * 4 + 2 * 1) / 3
     assert smoothed([]) == []
     assert smoothed([1.0, 0.0]) == smoothed([1.0, 0.0], decay=0.95)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_instructions", "used"),
+    [("float32", True, False), ("bfloat16", False, True), ("auto", True, True), ("auto", False, False)],
+)
+def test_products_are_in_bfloat16_where_that_is_asked_for_or_fast(
+    dtype: str, has_instructions: bool, used: bool, tiny_model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Transformer] = []
+    monkeypatch.setattr(run, "multiplies_bfloat16", lambda: has_instructions)
+    monkeypatch.setattr(run, "bfloat16_products", lambda model: models.append(model) or nullcontext())  # type: ignore[func-returns-value]
+    run.train(copy.deepcopy(tiny_model), [], replace(CONFIG, dtype=dtype), TrainingState())
+    assert len(models) == used
