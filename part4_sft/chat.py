@@ -22,7 +22,7 @@ class ChatConfig:
         is_valid=lambda text: text is None or bool(text.strip()),
         type=str,
     )
-    json: bool = option(False, "print one JSON object for each message, for programs", action="store_true")
+    json: bool = option(False, "print one JSON object for each message, for programs")
     prompt_template: str | None = option(
         None,
         r"what the models read before they answer; \n is a new line; by default that of the fine-tuning",

@@ -37,7 +37,6 @@ class SFTConfig:
         False,
         "tokenise --data, a JSONL file of any size, once into files in --out-dir that every process maps, instead of "
         "reading it into memory; needs --validation-data and --test-data, and whether they overlap is not looked at",
-        action="store_true",
     )
     validation_data: Path | None = option(None, "file of pairs for the numbers after each epoch", **PATH)
     test_data: Path | None = option(None, "file of pairs for the before/after comparison", **PATH)
@@ -70,19 +69,14 @@ class SFTConfig:
     moments_dtype: str = option(
         "float32", "number format of Adam's moments with --dtype bfloat16", choices=["float32", "bfloat16"]
     )
-    gradient_checkpointing: bool = option(
-        False, "compute each block twice, so that fewer activations are in memory", action="store_true"
-    )
+    gradient_checkpointing: bool = option(False, "compute each block twice, so that fewer activations are in memory")
     lora_rank: int = option(0, "train matrices of this rank beside frozen weights (needs peft); 0: all", **at_least(0))
     shard: bool = option(
         False,
         "with torchrun: keep a part of weights, gradients and moments in each process (FSDP2); with --dtype bfloat16 "
         "the weights are float32 and the products bfloat16",
-        action="store_true",
     )
-    compile: bool = option(
-        False, "compile the model with torch.compile; on a CPU that costs more than it gains", action="store_true"
-    )
+    compile: bool = option(False, "compile the model with torch.compile; on a CPU that costs more than it gains")
     temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **TEMPERATURE)
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
@@ -99,9 +93,7 @@ class SFTConfig:
     save_every: int = option(
         100, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)
     )
-    resume: bool = option(
-        False, "go on with an interrupted training, to the same result", action="store_true", decides_training=False
-    )
+    resume: bool = option(False, "go on with an interrupted training, to the same result", decides_training=False)
 
 
 def needs_pretraining(config: SFTConfig) -> bool:

@@ -103,7 +103,7 @@ def rubric_scores(texts: list[str], scenarios: list[Scenario]) -> Scores:
     ratings = list(map(rubric.rate, scenarios, texts))
     scores = {
         "rating": fmean(rating.score for rating in ratings),
-        "rated_4_or_more": fmean(rating.score >= rubric.HIGH_QUALITY for rating in ratings),
+        "rated_4_or_more": fmean(rating.is_high_quality for rating in ratings),
         "right_item": fmean(rating.item for rating in ratings),
         "wrong_item": fmean(rating.wrong_item for rating in ratings),
         "right_resolution": fmean(rating.right_resolution for rating in ratings),
