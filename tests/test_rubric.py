@@ -246,6 +246,8 @@ def test_of_50_good_replies_in_other_words_than_the_ideal_agents_at_least_40_are
     entries = read("good")
     assert len(entries) == 50
     assert sum(rate_entry(entry).is_high_quality for entry in entries) >= 40
+    further = read("further_good")  # written when the rubric was nearly finished
+    assert len(further) == 20 and sum(rate_entry(entry).is_high_quality for entry in further) >= 13
 
 
 def weighted_kappa(pairs: list[tuple[int, int]]) -> float:
