@@ -27,7 +27,7 @@ SHAPES = {
     "1B (Llama 3.2)": ModelConfig(128256, 2048, 8192, 16, 32, 8, max_positions=131072),
     "8B (Llama 3.1)": ModelConfig(128256, 4096, 14336, 32, 32, 8, max_positions=131072, tie_embeddings=False),
 }
-BASE = SFTConfig(epochs=1)
+BASE = SFTConfig(epochs=1, batch_size=8)
 WAYS = {
     "float32": BASE,
     "--dtype bfloat16": replace(BASE, dtype="bfloat16"),

@@ -12,7 +12,7 @@ from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.training import History, shuffled_batches, train
 
-CONFIG = SFTConfig(epochs=1)
+CONFIG = SFTConfig(epochs=1, batch_size=8)  # larger than the default, as trainers are usually compared
 LONGEST_PROMPT = 300  # tokens
 
 

@@ -23,7 +23,7 @@ STEPS, ROUNDS = 20, 5
 def main() -> str:
     torch.manual_seed(0)
     rng, config = Random(0), PretrainConfig()
-    texts = [corpus.draw_conversation(rng) for _ in range(3000)]
+    texts = [corpus.draw_document(rng) for _ in range(3000)]
     tokenizer = train_tokenizer(texts, config.vocab_size)
     rows = corpus.tokenize(texts, tokenizer, 256)
     batches = list(corpus.batches(rows, config.tokens_per_batch, rng))[:STEPS]

@@ -28,7 +28,7 @@ from part3_pretrain.retail import rubric
 from part3_pretrain.runtime.cli import PATH, exit_status, option, parse
 from part3_pretrain.runtime.files import atomic_write, check_writable
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
-from part4_sft.dataset import Pair, make_datasets
+from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
 from part4_sft.encoding import PairEncoder
 from part4_sft.evaluation import generate_replies
 from part4_sft.generation import Sampling
@@ -36,7 +36,8 @@ from part4_sft.metrics import bleu, recognise_all
 from part4_sft.report import markdown_table
 from part4_sft.training import train
 
-SEEDS, STEPS = (0, 1, 2), 315  # 315 steps are five epochs of 500 pairs in batches of 8
+SEEDS = (0, 1, 2)
+STEPS = SFTConfig.epochs * HIGH_QUALITY_PAIRS // SFTConfig.batch_size
 FEWER, LONGEST = (50, 100, 200), 10  # pairs and epochs of the two learning curves
 OTHER_TEST_SEED = 1000  # contexts of the same kind as the test's, so that the test itself stays untouched
 RESAMPLES = 10_000

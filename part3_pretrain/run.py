@@ -62,7 +62,7 @@ def read_corpus(config: PretrainConfig) -> list[str]:
     """Return the documents to learn from. Raises UserError where a file cannot be read or holds nothing."""
     if not config.corpus:
         rng = Random(config.seed)
-        return [corpus.draw_conversation(rng) for _ in range(config.conversations)]
+        return [corpus.draw_document(rng) for _ in range(config.conversations)]
     texts = []
     for path in config.corpus:
         try:

@@ -58,7 +58,7 @@ class SFTConfig:
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
     learning_rate: float = option(5e-5, "Adam's constant learning rate", **ABOVE_ZERO)
-    batch_size: int = option(8, "pairs in one optimizer step", **at_least(1))
+    batch_size: int = option(2, "pairs in one optimizer step", **at_least(1))
     gradient_accumulation_steps: int = option(1, "parts that a step is computed in, to save memory", **at_least(1))
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
     seed: int = option(0, "seed of data, order and sampling", **SEED)

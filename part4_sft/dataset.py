@@ -45,7 +45,7 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
         ],
         "sft_validation": [*draw(VALIDATION_PAIRS, world.ideal_reply, held_out_item=True)],
         "sft_test": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True)],
-        "sft_test_unseen_wording": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, held_out_wording=True)],
+        "sft_test_unseen_wording": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, unseen_pattern=True)],
         "sft_test_unseen_phrase": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, restated_only=True)],
     }
 
@@ -57,7 +57,8 @@ def draw_pairs(
     rng: Random,
     *,
     held_out_item: bool,
-    held_out_wording: bool = False,
+    intents: list[world.Intent] = world.INTENTS,
+    unseen_pattern: bool = False,
     restated_only: bool = False,
 ) -> Iterator[Pair]:
     """Draw so many pairs, one at a time, so that millions can be saved without being kept.
@@ -65,11 +66,11 @@ def draw_pairs(
     Args:
         write_reply: writes the response to a scenario.
         seen: hashes of the contexts so far; no pair has one of them, and those of the new pairs are added.
-        held_out_item, held_out_wording, restated_only: as in `draw_scenario` and `draw_context`.
+        held_out_item, intents, unseen_pattern, restated_only: as in `draw_scenario` and `draw_context`.
     """
     while count > 0:
-        scenario = world.draw_scenario(rng, held_out_item=held_out_item)
-        context = world.draw_context(scenario, rng, held_out_wording=held_out_wording, restated_only=restated_only)
+        scenario = world.draw_scenario(rng, held_out_item=held_out_item, intents=intents)
+        context = world.draw_context(scenario, rng, unseen_pattern=unseen_pattern, restated_only=restated_only)
         if hash(context) not in seen:
             seen.add(hash(context))
             response = write_reply(scenario, rng)

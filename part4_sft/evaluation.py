@@ -47,16 +47,26 @@ def generate_replies(
     sampling: Sampling,
     seed: int | str,
     progress: Callable[[int], object] = lambda count: None,
+    beginnings: Sequence[list[int]] | None = None,
 ) -> Replies:
     """Let a model reply to the contexts of the pairs; a context that is too long loses its beginning.
 
-    Each rank writes a shard of the replies, and then gets all. `progress` is that of `generate`.
+    Each rank writes a shard of the replies, and then gets all.
+
+    Args:
+        progress: that of `generate`.
+        beginnings: ids that the replies begin with; by default the model writes its own.
     """
     model.eval()
     room = longest_prompt(model, sampling)
-    prompts = [encoder.encode_prompt(pair.context, room) for pair in distributed.shard(pairs)]
+    begun = beginnings or [[]] * len(pairs)
+    prompts = [
+        encoder.encode_prompt(pair.context, room - len(ids)) + ids
+        for pair, ids in distributed.shard([*zip(pairs, begun)])
+    ]
     generated = distributed.all_gather(generate(model, prompts, sampling, seed=seed, progress=progress))
-    return Replies(encoder.decode([reply.ids for reply in generated]), [reply.stopped for reply in generated])
+    texts = encoder.decode([ids + reply.ids for ids, reply in zip(begun, generated)])
+    return Replies(texts, [reply.stopped for reply in generated])
 
 
 def validate(

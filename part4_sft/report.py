@@ -53,6 +53,18 @@ UNSEEN_SETS = {  # key in `evaluation.json`: (title, what was not seen)
         "that no agent answers. No reply to it was ever seen; its meaning had to be learnt from its company.",
     ),
 }
+CONTROLS = {  # key in `controls`: whose replies these are
+    "pushed_1_token": "pretrained, given the reference's first token",
+    "pushed_4_tokens": "pretrained, given its first four tokens",
+    "pushed_sentence": "pretrained, given its whole first sentence",
+    "first_tokens_forbidden": "pretrained, its five likeliest first tokens forbidden",
+    "best_of": "pretrained, the best of all its samples",
+    "few_shot": "pretrained, shown ideal pairs in the prompt",
+    "shuffled_responses": "fine-tuned on the responses to other contexts",
+    "ten_pairs": "fine-tuned on ten pairs, in as many steps",
+}
+CONTROL_MEASURES = ("rated_4_or_more", "right_item", "right_resolution", "bleu")
+SMALLEST_GAIN = 0.05  # of the share rated 4.0 or more
 MIN_TEST_CONTEXTS = 20  # resampling fewer says too little about other contexts
 
 
@@ -102,6 +114,8 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
             sections[title] = [meaning, score_table(evaluation[key])]
     if "robustness" in evaluation:
         sections["Untidy contexts"] = _untidy_contexts(evaluation["robustness"])
+    if "controls" in evaluation:
+        sections["Was it taught?"] = _controls(evaluation)
     sections["Could a look-up do it?"] = _look_up(evaluation["sft"], evaluation["baselines"])
     if "worst_replies" in evaluation:
         sections["What goes wrong"] = _what_goes_wrong(evaluation)
@@ -203,6 +217,54 @@ def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:
     ]
 
 
+def _controls(evaluation: dict[str, Any]) -> list[str]:
+    controls, share = evaluation["controls"], "rated_4_or_more"
+    left_out = controls["intents_not_fine_tuned"]
+    rows = [
+        [name, *(format(scores[key], MEASURES[key].format) for key in CONTROL_MEASURES)]
+        for name, scores in {
+            "pretrained": evaluation["pretrained"],
+            **{CONTROLS[name]: scores for name, scores in _by_control(controls).items()},
+            "SFT": evaluation["sft"],
+            "pretrained, on six intents": left_out["pretrained"],
+            "fine-tuned without these six, on them": left_out["sft"],
+        }.items()
+    ]
+    first, rest = controls["likelihood"]["first_token"], controls["likelihood"]["rest"]
+    gain = first["pretrained"] - first["sft"]
+    return [
+        "Each row could have shown that fine-tuning taught nothing. What the pretrained model is given counts as its "
+        f"own. **{controls_verdict(evaluation)}**",
+        markdown_table(["model", *(MEASURES[key].name for key in CONTROL_MEASURES)], rows),
+        f"Fine-tuned without six intents, whose resolutions stand in pretraining's policies alone, the model answers "
+        f"them with {left_out['sft'][share]:.1%} rated 4.0 or more (pretrained {left_out['pretrained'][share]:.1%}). "
+        f"A reference costs the pretrained model {first['pretrained'] + rest['pretrained']:.1f} nats and the "
+        f"fine-tuned one {first['sft'] + rest['sft']:.1f}; {gain:.2f} of the difference lie in its first token.",
+    ]
+
+
+def _by_control(controls: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the scores of the controls that answer the test contexts, best of 16 by the name "best_of"."""
+    scores = {"best_of" if name.startswith("best_of") else name: each for name, each in controls.items()}
+    return {name: scores[name] for name in CONTROLS}
+
+
+def controls_verdict(evaluation: dict[str, Any]) -> str:
+    """Say in a sentence how much of the gain in replies rated 4.0 or more a control gives too, and what that shows."""
+    before, after = (evaluation[author]["rated_4_or_more"] for author in MODELS)
+    if after - before < SMALLEST_GAIN:
+        return f"The controls prove nothing: there is no gain to explain ({before:.1%} before, {after:.1%} after)."
+    gains = {
+        name: (scores["rated_4_or_more"] - before) / (after - before)
+        for name, scores in _by_control(evaluation["controls"]).items()
+    }
+    best = max(gains, key=lambda name: gains[name])
+    result = f"The control that comes closest gives {max(gains[best], 0.0):.0%} of the gain ({CONTROLS[best]})"
+    if gains[best] > 0.5:
+        return f"{result}: most of it needs no 500 pairs, so it does not show that they taught the behaviour."
+    return f"{result}: the behaviour was not in the pretrained model, and it takes the right pairs to teach it."
+
+
 def _look_up(sft: dict[str, float], baselines: dict[str, dict[str, float]]) -> list[str]:
     names = {key: MEASURES[key].name for key in HEADLINE_MEASURES if key in sft}
     as_good = [
@@ -287,6 +349,8 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     for author in MODELS:
         values = [format(evaluation[author][key], measure.format) for key, measure in measures.items()]
         print(f"{AUTHORS[author]:<12}" + "".join(f"{value:>20}" for value in values))
+    if "controls" in evaluation:
+        print(f"\n{controls_verdict(evaluation)}")
     print()
     for key, comparison in evaluation["comparison"].items():
         low, high = comparison["ci95"]

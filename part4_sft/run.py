@@ -26,7 +26,8 @@ from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part4_sft import report
 from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
-from part4_sft.dataset import save_pairs
+from part4_sft.controls import LARGEST_MODEL, run_controls
+from part4_sft.dataset import save_pairs, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, evaluate, validate
 from part4_sft.extras.lora import add_lora
@@ -76,6 +77,12 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
                 pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
                 scores, entries = evaluate(pretrained, model, encoder, data, config)
+            if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL:  # of the retail world, and small
+                training = trainable(data["sft_dataset"], config.train_on)
+                with timed("controls", timing):
+                    scores["controls"] = run_controls(
+                        pretrained, model, encoder, data["sft_test"], training, entries["test"], config
+                    )
             evaluation = (
                 describe_run(config, model, data, examples, timing)
                 | scores
@@ -130,12 +137,17 @@ def describe_run(
             "processor": platform.machine(),
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": count_parameters(model),
         },
         "timing_seconds": timing,
         "dataset": {name: len(pairs) for name, pairs in data.items()}
         | {"sft_dataset": examples.dataset_size, "trained_on": len(examples.training)},
     }
+
+
+def count_parameters(model: Transformer) -> int:
+    """Return how many numbers the model has learnt, those that two layers share once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------- files

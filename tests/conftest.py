@@ -30,7 +30,7 @@ import torch
 from tokenizers import Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
-from part3_pretrain.corpus import draw_conversation
+from part3_pretrain.corpus import draw_document
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.retail import world
 from part3_pretrain.runtime.cli import exit_status
@@ -203,7 +203,7 @@ def made() -> dict[str, list[Pair]]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     rng = Random(0)
-    return train_tokenizer([draw_conversation(rng) for _ in range(300)], vocab_size=600)
+    return train_tokenizer([draw_document(rng) for _ in range(300)], vocab_size=600)
 
 
 @pytest.fixture(scope="session")

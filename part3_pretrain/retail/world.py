@@ -105,100 +105,61 @@ def _is_one_in(count: int, text: str) -> bool:
 
 
 def draw_scenario(
-    rng: Random, *, held_out_item: bool, two_problems: float = 0.1, invented_items: float = 0.0
+    rng: Random,
+    *,
+    held_out_item: bool,
+    intents: list[Intent] = INTENTS,
+    two_problems: float = 0.1,
+    invented_items: float = 0.0,
 ) -> Scenario:
     """Draw what a customer wants, all (intent, item) combinations held out or none; half give an order number.
 
-    `two_problems` and `invented_items` are shares of the scenarios: with two intents, about an item of no catalogue.
+    Args:
+        intents: the intents to choose from.
+        two_problems, invented_items: shares of the scenarios: with two intents, about an item of no catalogue.
     """
     count = 2 if rng.random() < two_problems else 1  # before the loop, which rejects two more often than one
     while True:
-        intents = tuple(rng.sample(INTENTS, count))
-        departments = [name for name in DEPARTMENTS if all(name in intent.departments for intent in intents)]
+        chosen = tuple(rng.sample(intents, count))
+        departments = [name for name in DEPARTMENTS if all(name in intent.departments for intent in chosen)]
         if not departments:
             continue
         is_invented = rng.random() < invented_items
         item = invent_item(rng, held_out=held_out_item) if is_invented else draw_item(rng, departments)
         order_number = str(rng.randint(10000, 99999)) if rng.random() < 0.5 else None
-        if all(is_held_out_item(intent, item) == held_out_item for intent in intents):
-            return Scenario(intents, item, order_number)
+        if all(is_held_out_item(intent, item) == held_out_item for intent in chosen):
+            return Scenario(chosen, item, order_number)
 
 
 # ---------------------------------------------------------------------------------------------------- customers
 
 
-def draw_context(
-    scenario: Scenario, rng: Random, *, held_out_wording: bool = False, restated_only: bool = False
-) -> str:
-    """Write what the customer says, or what somebody noted about it, in sentence patterns that are held out or not.
+def draw_context(scenario: Scenario, rng: Random, *, unseen_pattern: bool = False, restated_only: bool = False) -> str:
+    """Write what the customer says, or what somebody noted about it, in a pattern of which nothing was learnt or not.
 
     With `restated_only` the (first) problem is said with a phrase that training knows from restatements alone.
     """
     first, *others = scenario.intents
     phrases = [rng.choice(first.restated_only if restated_only else first.phrases)]
     phrases += [rng.choice(intent.phrases) for intent in others]
-    wording = _draw_wording(rng.choice(WORLD["frames"]), phrases, rng, held_out_wording)
-    return _fill_slots(wording, scenario, rng.choice(CUSTOMER["orders"]))
+    wording = draw_wording(rng.choice(WORLD["frames"]), phrases, rng, unseen_pattern=unseen_pattern)
+    return fill_slots(wording, scenario, rng.choice(CUSTOMER["orders"]))
 
 
-def draw_restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) -> str:
-    """Write a customer who says a problem twice, in other words or by its name: they show what means the same.
-
-    With `restated_only` the (first) problem is said with a phrase that is reserved for this place; no reply may follow.
-    """
-    first, *others = scenario.intents
-    phrase, another = rng.sample(first.phrases, 2)
-    if restated_only:
-        phrase = rng.choice(first.restated_only)
-    said, again = [phrase] + [rng.choice(intent.phrases) for intent in others], ""
-    if not others:
-        said[0], again = rng.choice([(phrase, ""), (phrase, another), (another, phrase)])
-    frame = rng.choice(WORLD["frames"])
-    sentences = [_draw_wording(frame, said, rng, held_out_wording=False)]
-    if again:
-        problem = _in_person(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
-        sentences.append(rng.choice(CUSTOMER["restatements"]).format(problem=problem))
-    if not again or rng.random() < 0.5:
-        sentences.append(_draw_naming(CUSTOMER["namings"], scenario.intents, rng))
-    return _fill_slots(" ".join(sentences), scenario, rng.choice(CUSTOMER["orders"]))
-
-
-def draw_policy_question(intents: tuple[Intent, ...], rng: Random) -> tuple[str, str]:
-    """Ask by their names what is done about such problems, whatever the item; and answer."""
-    return _draw_naming(CUSTOMER["policy_questions"], intents, rng), _policy_answer(intents, rng)
-
-
-def draw_product_question(scenario: Scenario, typos: float, rng: Random) -> tuple[str, str]:
-    """Write a question for the item, its words mistyped in the share `typos`, and an answer with its right name."""
-    while True:
-        spelled = " ".join(_with_typo(word, rng) if rng.random() < typos else word for word in scenario.item.split())
-        if not names_another_product(spelled, scenario.item):
-            break
-    question = _fill_slots(rng.choice(WORLD["product_questions"]["customer"]), replace(scenario, item=spelled))
-    answer = _fill_slots(rng.choice(WORLD["product_questions"]["agent"]), scenario)
-    return question, f"{rng.choice(TYPICAL['greetings'])} {answer}"
-
-
-def _draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, held_out_wording: bool) -> str:
+def draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, *, unseen_pattern: bool) -> str:
     """Draw a sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
-    while True:
-        pattern = rng.choice(frame["patterns"])
-        extra = rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
-        problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
-        for phrase in phrases[1:]:
-            problem += rng.choice(CUSTOMER["links"]) + phrase.replace("{it}", "it")
-        wording = f"{pattern} {extra}".strip().replace("{problem}", _in_person(problem, frame["person"]))
-        if _is_one_in(4, wording) == held_out_wording:
-            return wording
+    pattern = rng.choice(frame["unseen_patterns" if unseen_pattern else "patterns"])
+    pattern = re.sub(r"\{(\w+)}", lambda slot: rng.choice(frame["words"].get(slot[1], [slot[0]])), pattern)
+    if not unseen_pattern and rng.random() < 0.5:
+        pattern = f"{rng.choice(frame['openings'])} {pattern}"
+    extra = rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
+    problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
+    for phrase in phrases[1:]:
+        problem += rng.choice(CUSTOMER["links"]) + phrase.replace("{it}", "it")
+    return f"{pattern} {extra}".strip().replace("{problem}", in_person(problem, frame["person"]))
 
 
-def _draw_naming(patterns: list[str], intents: tuple[Intent, ...], rng: Random) -> str:
-    """Draw one of the patterns, and for its {topic} a name of each intent."""
-    pattern = rng.choice(patterns)
-    return pattern.replace("{topic}", " and about ".join(rng.choice(intent.topics) for intent in intents))
-
-
-def _in_person(phrase: str, person: str) -> str:
+def in_person(phrase: str, person: str) -> str:
     """Fill slots such as {I_have} and {my} for the first or the third person."""
     for slot, words in PERSONS[person].items():
         phrase = phrase.replace("{" + slot + "}", words)
@@ -217,7 +178,7 @@ def phrase_pattern(intent: Intent) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{phrases})(?={any_of(['.', *orders, *CUSTOMER['links']])})", re.IGNORECASE)
 
 
-def _fill_slots(text: str, scenario: Scenario, order: str = "") -> str:
+def fill_slots(text: str, scenario: Scenario, order: str = "") -> str:
     """Fill {item}, {an_item}, {order} (by the pattern `order`) and {number}; begin every sentence with a capital."""
     text = text.replace("{order}", order if scenario.order_number else "")
     text = text.replace("{number}", scenario.order_number or "")
@@ -240,7 +201,7 @@ def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = Fa
         words = list(re.finditer("[A-Za-z]{4,}", context))
     while True:
         word = rng.choice(words)
-        mistyped = context[: word.start()] + _with_typo(word[0], rng) + context[word.end() :]
+        mistyped = context[: word.start()] + with_typo(word[0], rng) + context[word.end() :]
         if mistyped != context and not names_another_product(mistyped, scenario.item):
             break
     if start <= word.start() < end:
@@ -248,7 +209,7 @@ def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = Fa
     return mistyped, scenario
 
 
-def _with_typo(word: str, rng: Random) -> str:
+def with_typo(word: str, rng: Random) -> str:
     """Swap a letter with the next one, drop it or double it."""
     place = rng.randrange(len(word) - 1)
     left, right = word[place], word[place + 1]
@@ -268,60 +229,62 @@ def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:
 def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """Write what an ideal agent does; every part varies, and the rubric rates it 5.0."""
     sentences = [
-        _zipf_choice(IDEAL["openings"][scenario.intents[0].tone], rng),
+        zipf_choice(IDEAL["openings"][scenario.intents[0].tone], rng),
         _policy_answer(scenario.intents, rng),
-        _zipf_choice(IDEAL["next_steps"], rng),
-        _zipf_choice(IDEAL["closings"], rng),
+        zipf_choice(IDEAL["next_steps"], rng),
+        zipf_choice(IDEAL["closings"], rng),
     ]
-    return _fill_slots(" ".join(sentences).strip(), scenario, _zipf_choice(IDEAL["orders"], rng))
+    return fill_slots(" ".join(sentences).strip(), scenario, zipf_choice(IDEAL["orders"], rng))
 
 
 def _policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
     """Write what the policy prescribes: each problem by its name, and its resolution."""
     sentences = []
     for intent, patterns in zip(intents, [IDEAL["answers"], IDEAL["further_answers"]]):
-        pattern, topic = _zipf_choice(patterns, rng), rng.choice(intent.topics)
-        sentences.append(pattern.format(topic=topic, resolution=_zipf_choice(intent.resolutions, rng)))
+        pattern, topic = zipf_choice(patterns, rng), rng.choice(intent.topics)
+        sentences.append(pattern.format(topic=topic, resolution=zipf_choice(intent.resolutions, rng)))
     return " ".join(sentences)
 
 
 def typical_reply(scenario: Scenario, rng: Random) -> str:
-    """Write what a typical agent does: curt, generic, incomplete or about the wrong thing; always rated below 4.0.
+    """Write what a typical agent does: evasive, incomplete or about the wrong thing; always rated below 4.0.
 
     No combination of an intent and an item that is held out occurs: wrong replies too must not tell what tests ask.
     """
     style = rng.choices(list(TYPICAL["shares"]), TYPICAL["shares"].values())[0]
     if style == "no_order_number" and not scenario.order_number:
-        style = "item_only"
+        style = "evasive"
     match style:
         case "resolution_only":
-            reply = _policy_answer(scenario.intents, rng)
+            return f"{_typical_opening(scenario, rng)} {_policy_answer(scenario.intents, rng)}"
         case "wrong_resolution":
             intents = list(scenario.intents)  # one of two problems, or else one that the customer does not have
             if len(intents) == 1:
                 others = (intent for intent in INTENTS if intent not in scenario.intents)
                 intents = [intent for intent in others if not is_held_out_item(intent, scenario.item)]
-            reply = ideal_reply(replace(scenario, intents=(rng.choice(intents),)), rng)
+            return ideal_reply(replace(scenario, intents=(rng.choice(intents),)), rng)
         case "wrong_item":
             shelves = [name for name in DEPARTMENTS if not scenario.item.endswith(tuple(DEPARTMENTS[name]["nouns"]))]
             item = draw_item(rng, shelves)
             while any(is_held_out_item(intent, item) for intent in scenario.intents):
                 item = draw_item(rng, shelves)
-            reply = ideal_reply(replace(scenario, item=item), rng)
+            return ideal_reply(replace(scenario, item=item), rng)
         case "no_order_number":
-            reply = ideal_reply(replace(scenario, order_number=None), rng)
+            return ideal_reply(replace(scenario, order_number=None), rng)
         case _:
-            reply = _fill_slots(rng.choice(TYPICAL[style]), scenario)
-    return f"{rng.choice(TYPICAL['greetings'])} {reply}"
+            return evasive_reply(scenario, rng)
 
 
-def follow_up(scenario: Scenario, rng: Random) -> tuple[str, str]:
-    """Write a further turn of the customer and the agent, in which the item or the order number is said again."""
-    about_order = scenario.order_number and rng.random() < 0.5
-    turn = rng.choice(WORLD["order_follow_ups" if about_order else "follow_ups"])
-    return _fill_slots(turn["customer"], scenario), _fill_slots(turn["agent"], scenario)
+def evasive_reply(scenario: Scenario, rng: Random) -> str:
+    """Write an agent who begins like an ideal one, perhaps names the item, and does nothing."""
+    evasion = rng.choice(TYPICAL["evasions_with_item" if rng.random() < 0.5 else "evasions"])
+    return fill_slots(f"{_typical_opening(scenario, rng)} {evasion}", scenario, rng.choice(IDEAL["orders"]))
 
 
-def _zipf_choice(choices: list[str], rng: Random) -> str:
+def _typical_opening(scenario: Scenario, rng: Random) -> str:
+    return zipf_choice(TYPICAL["openings"][scenario.intents[0].tone], rng)
+
+
+def zipf_choice(choices: list[str], rng: Random) -> str:
     """Draw one of the choices, each with a weight of 1 / place (Zipf's law)."""
     return rng.choices(choices, [1 / place for place in range(1, len(choices) + 1)])[0]

@@ -1,0 +1,146 @@
+"""What pretraining reads: the papers of a shop, which hold all that an agent has to know.
+
+In no document, the customer's words included, does anybody do three of these four: acknowledge the customer, name the
+item, give a resolution, say what happens next. Nor do two sentences of an ideal reply follow each other. So the words,
+the products and the policies can be learnt here, and how to reply with them cannot.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from part3_pretrain.retail import world
+from part3_pretrain.retail.world import CUSTOMER, WORLD, Intent, Scenario, fill_slots
+
+DOCUMENTS: dict[str, Any] = WORLD["documents"]
+
+# Shares, such as 0.5 for one half:
+RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for them
+RESTATED = 0.3  # of the messages that are answered or filed say their problem twice
+MISTYPED = 0.45  # of those about a catalogue product have one typo or two
+MISTYPED_ITEM = 0.5  # of these typos are in the product's name
+MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
+IN_TURN = 0.6  # of the filed messages have a sentence for each problem
+CONTINUED = 0.3  # of the conversations go on after each turn
+
+
+def restatement(scenario: Scenario, rng: Random) -> str:
+    """Write a customer who says a problem twice, and whom nobody answers: which words mean the same."""
+    return f"Customer: {restated_context(scenario, rng, restated_only=rng.random() < RESTATED_ONLY)}"
+
+
+def filed_message(scenario: Scenario, rng: Random) -> str:
+    """Write a customer's message, and what the help desk files it under: its problem by its name, item and order."""
+    if rng.random() < IN_TURN:
+        patterns = rng.choice(DOCUMENTS["filing_in_turn"])
+        line = " ".join(_fill_topic(pattern, (intent,), rng) for intent, pattern in zip(scenario.intents, patterns))
+        line = re.sub("{remark}", lambda slot: rng.choice(DOCUMENTS["remarks"]), line)
+    else:
+        line = _fill_topic(rng.choice(DOCUMENTS["filing"]), scenario.intents, rng)
+    line = fill_slots(line, scenario, rng.choice(DOCUMENTS["orders"]))
+    return f"Customer: {_message(scenario, rng)}\n{line}"
+
+
+def conversation(scenario: Scenario, rng: Random) -> str:
+    """Write a customer and an agent who does nothing, and further turns in which the item or the order is repeated."""
+    turns = [(_message(scenario, rng), world.evasive_reply(scenario, rng))]
+    while rng.random() < CONTINUED:
+        about_order = scenario.order_number and rng.random() < 0.5
+        turn = rng.choice(WORLD["order_follow_ups" if about_order else "follow_ups"])
+        turns.append((fill_slots(turn["customer"], scenario), fill_slots(turn["agent"], scenario)))
+    return _conversation(turns)
+
+
+def paper(scenario: Scenario, rng: Random) -> str:
+    """Write a paper that goes with an order: a confirmation, a delivery note, an invoice."""
+    ordered = replace(scenario, order_number=scenario.order_number or str(rng.randint(10000, 99999)))
+    return fill_slots(rng.choice(DOCUMENTS["papers"]), ordered)
+
+
+def policy(scenario: Scenario, rng: Random) -> str:
+    """Write what the company does about each problem, by its name and whatever the item."""
+    headline = _fill_topic(rng.choice(DOCUMENTS["policy_headlines"]), scenario.intents, rng)
+    patterns = rng.choice([each for each in DOCUMENTS["policies"] if len(each) >= len(scenario.intents)])
+    rules = [
+        _fill_topic(pattern, (intent,), rng).replace("{resolution}", world.zipf_choice(intent.resolutions, rng))
+        for intent, pattern in zip(scenario.intents, patterns)
+    ]
+    return fill_slots(" ".join([headline, *rules]).strip(), scenario)
+
+
+def product_question(scenario: Scenario, rng: Random, typos: float | None = None) -> str:
+    """Write a customer who asks for the item, its words mistyped in the share `typos`, and its right name."""
+    if typos is None:  # nobody could know how an item of no catalogue is spelled
+        typos = MISTYPED_WORDS if world.in_catalogue(scenario.item) else 0.0
+    while True:
+        spelled = " ".join(
+            world.with_typo(word, rng) if rng.random() < typos else word for word in scenario.item.split()
+        )
+        if not world.names_another_product(spelled, scenario.item):
+            break
+    question = fill_slots(rng.choice(DOCUMENTS["product_questions"]), replace(scenario, item=spelled))
+    return _conversation([(question, fill_slots(rng.choice(DOCUMENTS["product_answers"]), scenario))])
+
+
+def letter(scenario: Scenario, rng: Random) -> str:
+    """Write an e-mail that is about nothing a customer wants."""
+    return " ".join(rng.sample(DOCUMENTS["letters"], rng.randint(1, 2)))
+
+
+KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
+    restatement: 0.14,
+    filed_message: 0.32,
+    conversation: 0.12,
+    paper: 0.08,
+    policy: 0.14,
+    product_question: 0.18,
+    letter: 0.02,
+}
+
+
+def restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) -> str:
+    """Write a message that says a problem twice, in other words or by its name.
+
+    With `restated_only` the (first) problem is said with a phrase that is reserved for this place; no reply may follow.
+    """
+    first, *others = scenario.intents
+    phrase, another = rng.sample(first.phrases, 2)
+    if restated_only:
+        phrase = rng.choice(first.restated_only)
+    said, again = [phrase] + [rng.choice(intent.phrases) for intent in others], ""
+    if not others:
+        said[0], again = rng.choice([(phrase, ""), (phrase, another), (another, phrase)])
+    frame = rng.choice(WORLD["frames"])
+    sentences = [world.draw_wording(frame, said, rng, unseen_pattern=False)]
+    if again:
+        problem = world.in_person(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
+        sentences.append(rng.choice(CUSTOMER["restatements"]).format(problem=problem))
+    if not again or rng.random() < 0.5:
+        sentences.append(_fill_topic(rng.choice(CUSTOMER["namings"]), scenario.intents, rng))
+    return fill_slots(" ".join(sentences), scenario, rng.choice(CUSTOMER["orders"]))
+
+
+def _message(scenario: Scenario, rng: Random) -> str:
+    """Write what the customer says, sometimes twice, sometimes with typos."""
+    if rng.random() < RESTATED:
+        context = restated_context(scenario, rng, restated_only=False)
+    else:
+        context = world.draw_context(scenario, rng)
+    if world.in_catalogue(scenario.item) and rng.random() < MISTYPED:
+        for _ in range(rng.randint(1, 2)):
+            context, scenario = world.mistype(context, scenario, rng, in_item=rng.random() < MISTYPED_ITEM)
+    return context
+
+
+def _fill_topic(pattern: str, intents: tuple[Intent, ...], rng: Random) -> str:
+    """Fill {topic} with a name of each intent."""
+    joint = " and about " if "about {topic}" in pattern else " and "
+    return pattern.replace("{topic}", joint.join(rng.choice(intent.topics) for intent in intents))
+
+
+def _conversation(turns: list[tuple[str, str]]) -> str:
+    return "\n".join(f"Customer: {message}\nAgent: {reply}" for message, reply in turns)
