@@ -75,6 +75,7 @@ HAS_SUBJECT = re.compile(  # of a verb that no list has, or with which the evide
     r"|\b(?:us|to|team|colleagues?|manager|depot) <fix"
 )
 QUOTED = re.compile(r"[\"“«] [^\"”»]*<fix|(?:^| )' [^']*<fix")
+THING = re.compile(r"\b(?:an?|the|our|your) (?:(?!we\b|i\b|you\b)\w+ )?<fix")
 FIX = re.compile(r"<fix\d>")
 ORDER = re.compile(r"\borders? (?:(?:number|no|nr) )?(?:[.:#] )*(\d+)\b")
 GIBBERISH = re.compile(  # words without a vowel, six consonants in a row, three signs in a row
@@ -276,6 +277,8 @@ def _acknowledges(clause: str) -> bool:
 def _is_offered(clause: str, rest: list[str]) -> bool:
     """Return whether a clause offers the resolution it names: with a verb, and not perhaps or to somebody else."""
     if any(map(SAYS["hedge"].search, rest)):
+        return False
+    if THING.search(clause) and not _says("giving", clause):
         return False
     words = WORD.findall(SAYS["acknowledgement"].sub(" ", clause.strip()))
     has_verb = not VERBS.isdisjoint(words) or HAS_SUBJECT.search(clause) is not None
