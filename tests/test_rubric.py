@@ -39,11 +39,11 @@ IDEAL = (
 
 
 @pytest.mark.parametrize("restated_only", [False, True])
-@pytest.mark.parametrize("held_out", [False, True])
-def test_recognise_reads_back_what_was_drawn(held_out: bool, restated_only: bool) -> None:
+@pytest.mark.parametrize("unseen", [False, True])
+def test_recognise_reads_back_what_was_drawn(unseen: bool, restated_only: bool) -> None:
     rng = Random(0)
     for scenario in draw_scenarios(400, seed=1, two_problems=0.3):
-        context = draw_context(scenario, rng, held_out_wording=held_out, restated_only=restated_only)
+        context = draw_context(scenario, rng, unseen_pattern=unseen, restated_only=restated_only)
         assert recognise(context) == scenario, context
 
 
