@@ -349,10 +349,10 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     for author in MODELS:
         values = [format(evaluation[author][key], measure.format) for key, measure in measures.items()]
         print(f"{AUTHORS[author]:<12}" + "".join(f"{value:>20}" for value in values))
-    if "controls" in evaluation:
-        print(f"\n{controls_verdict(evaluation)}")
     print()
     for key, comparison in evaluation["comparison"].items():
         low, high = comparison["ci95"]
         change = f"{comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         print(f"{MEASURES[key].name} {change}: {verdict(low, high, data['sft_test'])}")
+    if "controls" in evaluation:
+        print(controls_verdict(evaluation))

@@ -11,13 +11,24 @@ from unittest.mock import patch
 import pytest
 from matplotlib.figure import Figure
 
-from part4_sft.report import MEASURES, describe_epoch, print_summary, save_loss_curve, save_report, verdict
+from part4_sft.report import (
+    MEASURES,
+    controls_verdict,
+    describe_epoch,
+    print_summary,
+    save_loss_curve,
+    save_report,
+    verdict,
+)
 
 SCORES = {
     "pretrained": dict.fromkeys(MEASURES, 0.1234),
     "sft": dict.fromkeys(MEASURES, 0.5678),
     "ceiling": {"bleu": 0.6, "rouge_l": 0.7, "rating": 5.0, "rated_4_or_more": 1.0},
 }
+
+
+PUSHES = ("pushed_1_token", "pushed_4_tokens", "pushed_sentence", "first_tokens_forbidden")
 
 
 @pytest.fixture
@@ -44,6 +55,15 @@ def evaluation() -> dict[str, Any]:
         "comparison": dict.fromkeys(("bleu", "rouge_l", "rating"), comparison),
         "unseen_wording": SCORES,
         "unseen_phrase": {author: SCORES[author] for author in ("pretrained", "sft")},
+        "controls": {
+            **dict.fromkeys(PUSHES, SCORES["pretrained"]),
+            **dict.fromkeys(("best_of_16", "few_shot", "shuffled_responses", "ten_pairs"), SCORES["pretrained"]),
+            "intents_not_fine_tuned": {author: SCORES[author] for author in ("pretrained", "sft")},
+            "likelihood": {
+                "first_token": {"pretrained": 0.5, "sft": 0.25},
+                "rest": {"pretrained": 100.0, "sft": 8.0},
+            },
+        },
         "baselines": dict.fromkeys(("nearest_pair", "most_common_reply"), SCORES["pretrained"]),
         "by_epoch": by_epoch,
         "examples": [{"context": f"My desk number {number} is late.", **texts} for number in range(2)],
@@ -87,10 +107,34 @@ def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markd
     assert f"- **Pretrained**: (nothing)\n- **SFT** (4.5): {escaped}\n" in report("Side by side")
 
 
+def test_the_controls_can_show_that_fine_tuning_taught_something_or_not(evaluation: dict[str, Any]) -> None:
+    before, after = (SCORES[author]["rated_4_or_more"] for author in ("pretrained", "sft"))
+    taught = "the behaviour was not in the pretrained model, and it takes the right pairs to teach it."
+    not_shown = "most of it needs no 500 pairs, so it does not show that they taught the behaviour."
+    assert controls_verdict(evaluation).endswith(taught)
+    for share, verdict_of_it in ((0.49, taught), (0.51, not_shown)):
+        ten_pairs = SCORES["pretrained"] | {"rated_4_or_more": before + share * (after - before)}
+        evaluation["controls"]["ten_pairs"] = ten_pairs
+        result = (
+            f"The control that comes closest gives {share:.0%} of the gain (fine-tuned on ten pairs, in as many steps)"
+        )
+        assert controls_verdict(evaluation) == f"{result}: {verdict_of_it}"
+    evaluation["sft"] = SCORES["pretrained"]
+    assert controls_verdict(evaluation).startswith("The controls prove nothing: there is no gain to explain (")
+
+
 def test_a_report_on_other_contexts_does_without_the_rubric(
     evaluation: dict[str, Any], report: Callable[..., str]
 ) -> None:
-    for key in ("ceiling", "robustness", "worst_replies", "errors_by_category", "unseen_wording", "unseen_phrase"):
+    for key in (
+        "ceiling",
+        "robustness",
+        "worst_replies",
+        "errors_by_category",
+        "unseen_wording",
+        "unseen_phrase",
+        "controls",
+    ):
         del evaluation[key]
     for entry in evaluation["by_epoch"]:
         assert describe_epoch(entry).endswith(f", rated 4.0 or more {entry.pop('rated_4_or_more'):.1%}")
@@ -123,6 +167,7 @@ def test_the_summary_names_the_files_and_both_models(
         ["SFT", "0.568", "0.568", "56.8%"],
     ]
     assert comparison.startswith("BLEU +0.333 (+0.222 to +0.444): 19 test contexts are too few to tell\nROUGE-L +")
+    assert comparison.endswith(controls_verdict(evaluation))
 
 
 @pytest.mark.parametrize(("epochs", "marked"), [(1, []), (5, [3, 5])])
