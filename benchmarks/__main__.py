@@ -26,6 +26,7 @@ BENCHMARKS = {  # name: (title, module, function)
     "start": ("How soon it starts", "start", "main"),
     "peak": ("Peak memory of fine-tuning", "peak", "main"),
     "gpu": ("135M on a GPU", "gpu", "main"),
+    "scratch": ("Fine-tuning without pretraining", "from_scratch", "main"),
     "growth": ("How cost grows", "growth", "main"),
 }
 

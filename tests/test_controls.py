@@ -19,7 +19,7 @@ from part4_sft.dataset import Pair
 from part4_sft.encoding import PairEncoder
 from part4_sft.evaluation import evaluate_sft_vs_pretrained
 from part4_sft.generation import Sampling
-from part4_sft.metrics import Scores
+from part4_sft.metrics import Replies, Scores
 from tests.conftest import weights
 
 CONFIG = SFTConfig(epochs=1, max_new_tokens=12, samples_per_context=2)
@@ -134,9 +134,9 @@ def test_the_first_token_and_the_rest_make_up_the_likelihood_of_a_reference(
         start = example.labels.count(-100)
         nats = [-logits[place - 1, example.ids[place]].item() for place in range(start, len(example.ids))]
         first, rest = first + nats[0] / TEST_PAIRS, rest + sum(nats[1:]) / TEST_PAIRS
-    nats = controls.split_likelihood({"sft": tiny_model}, encoder, test_pairs)
-    assert math.isclose(nats["first_token"]["sft"], first, rel_tol=1e-5)
-    assert math.isclose(nats["rest"]["sft"], rest, rel_tol=1e-5)
+    split = controls.split_likelihood({"sft": tiny_model}, encoder, test_pairs)
+    assert math.isclose(split["first_token"]["sft"], first, rel_tol=1e-5)
+    assert math.isclose(split["rest"]["sft"], rest, rel_tol=1e-5)
 
 
 def test_examples_fill_the_room_before_the_context_and_a_reply_is_its_first_line(
@@ -145,9 +145,9 @@ def test_examples_fill_the_room_before_the_context_and_a_reply_is_its_first_line
     prompts: list[str] = []
     texts = ["One.\nCustomer: Two.", "Three."]
 
-    def reply(model: Transformer, encoder: PairEncoder, pairs: list[Pair], *arguments: Any) -> controls.Replies:
+    def reply(model: Transformer, encoder: PairEncoder, pairs: list[Pair], *arguments: Any) -> Replies:
         prompts.extend(encoder.template.replace("{context}", pair.context) for pair in pairs)
-        return controls.Replies(texts, [True, True])
+        return Replies(texts, [True, True])
 
     scored: list[str] = []
     monkeypatch.setattr(controls, "generate_replies", reply)

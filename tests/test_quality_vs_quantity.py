@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality_vs_quantity import BLEU, HIGH_QUALITY, STEPS, fine_tune, in_steps, interval
+from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 
 
@@ -13,7 +14,7 @@ from part4_sft.dataset import Pair
 def test_every_choice_of_pairs_makes_as_many_steps_and_uses_all_pairs_alike(count: int) -> None:
     pairs = [Pair(str(number), "a") for number in range(count)]
     repeated = in_steps(pairs, seed=0)
-    assert len(repeated) == STEPS * 8
+    assert len(repeated) == STEPS * SFTConfig.batch_size
     times = Counter(pair.context for pair in repeated)
     assert max(times.values()) - min(times[pair.context] for pair in pairs) <= 1
     assert repeated == in_steps(pairs, seed=0) != in_steps(pairs, seed=1)
