@@ -21,7 +21,7 @@ from part3_pretrain.retail import world
 from part3_pretrain.retail.world import INTENTS
 from part3_pretrain.runtime.log import log
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Pair, draw_pairs
+from part4_sft.dataset import Pair, draw_pairs, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, generate_replies
 from part4_sft.generation import Sampling, longest_prompt
@@ -38,18 +38,17 @@ def run_controls(
     pretrained: Transformer,
     sft: Transformer,
     encoder: PairEncoder,
-    pairs: list[Pair],
-    training: list[Pair],
+    data: dict[str, list[Pair]],
     entries: list[Entry],
     config: SFTConfig,
 ) -> dict[str, Any]:
     """Run every control; the result is `controls` of `evaluation.json`.
 
     Args:
-        pairs: test pairs of the retail world.
-        training: the pairs that `sft` was fine-tuned on.
+        data: the pairs of the run, which are of the retail world.
         entries: what both models replied to the test pairs, by `evaluate_sft_vs_pretrained`.
     """
+    pairs, training = data["sft_test"], trainable(data["sft_dataset"], config.train_on)
     log("controls: the pretrained model is pushed, and fine-tuned in other ways ...")
     few = training[:FEW_PAIRS]
     others = {

@@ -27,7 +27,7 @@ from part3_pretrain.runtime.training_state import TrainingState, digest_of_weigh
 from part4_sft import report
 from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
-from part4_sft.dataset import save_pairs, trainable
+from part4_sft.dataset import save_pairs
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, evaluate, validate
 from part4_sft.extras.lora import add_lora
@@ -78,11 +78,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
                 scores, entries = evaluate(pretrained, model, encoder, data, config)
             if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL:  # of the retail world, and small
-                training = trainable(data["sft_dataset"], config.train_on)
                 with timed("controls", timing):
-                    scores["controls"] = run_controls(
-                        pretrained, model, encoder, data["sft_test"], training, entries["test"], config
-                    )
+                    scores["controls"] = run_controls(pretrained, model, encoder, data, entries["test"], config)
             evaluation = (
                 describe_run(config, model, data, examples, timing)
                 | scores

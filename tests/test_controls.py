@@ -37,7 +37,8 @@ def test_every_control_has_the_measures_of_a_model_and_changes_none(
     before = weights(tiny_model)
     sampling = Sampling.of(CONFIG)
     test = evaluate_sft_vs_pretrained(tiny_model, tiny_model, encoder, test_pairs, sampling, samples=2)
-    result = run_controls(tiny_model, tiny_model, encoder, test_pairs, made["sft_dataset"][:12], test.entries, CONFIG)
+    data = {"sft_dataset": made["sft_dataset"][:12], "sft_test": test_pairs}
+    result = run_controls(tiny_model, tiny_model, encoder, data, test.entries, CONFIG)
     assert torch.equal(weights(tiny_model), before)
     likelihood, left_out = result.pop("likelihood"), result.pop("intents_not_fine_tuned")
     pushes = ["pushed_1_token", "pushed_4_tokens", "pushed_sentence", "first_tokens_forbidden"]

@@ -92,11 +92,11 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.14,
-    filed_message: 0.32,
-    conversation: 0.12,
-    paper: 0.08,
-    policy: 0.14,
+    restatement: 0.12,
+    filed_message: 0.38,
+    conversation: 0.10,
+    paper: 0.07,
+    policy: 0.13,
     product_question: 0.18,
     letter: 0.02,
 }

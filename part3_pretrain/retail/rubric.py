@@ -1,15 +1,18 @@
 """The rubric: reading what a customer wants from a context, and rating a reply to it.
 
 A reply is rated sentence by sentence. First, the customer's item, order number and resolutions are replaced by <item>,
-<order> and <fix0>; what the sentences do with them is then found by the patterns of `[rubric]` in `retail.toml`.
+<order> and <fix0>; what the sentences do with them is then found by the patterns of `rubric.toml`.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from part3_pretrain.retail.world import (
     DEPARTMENTS,
@@ -24,6 +27,7 @@ from part3_pretrain.retail.world import (
 )
 
 RUBRIC = WORLD["rubric"]
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("rubric.toml").read_text(encoding="utf-8"))
 HIGH_QUALITY = 4.0  # the lowest rating of a high-quality reply
 ARTICLES = "an?|the|our|your|its|this|that|one|another"
 LONGEST_CONTEXT = 2000  # characters, several times what `draw_context` writes
@@ -56,14 +60,14 @@ def _has_article(intent: Intent) -> bool:
     return all(re.search(rf"\b(?:{ARTICLES}) {intent.evidence}", text, re.IGNORECASE) for text in intent.resolutions)
 
 
-SAYS = {name: _whole_words(patterns) for name, patterns in RUBRIC["patterns"].items()}
+SAYS = {name: _whole_words(patterns) for name, patterns in WORDS["patterns"].items()}
 # Each with a part of its longest word, without which there is no need to look for it.
 EVIDENCE = [
     (intent, max(intent.evidence.lower().split(), key=len)[:-1], _evidence(intent.evidence)) for intent in INTENTS
 ]
 WITH_ARTICLE = {intent for intent in INTENTS if _has_article(intent)}
-FUNCTION_WORDS, VERBS = (frozenset(RUBRIC["words"][name].split()) for name in ("function", "verb"))
-CONTRACTIONS: dict[str, str] = RUBRIC["contractions"]
+FUNCTION_WORDS, VERBS = (frozenset(WORDS["words"][name].split()) for name in ("function", "verb"))
+CONTRACTIONS: dict[str, str] = WORDS["contractions"]
 CONTRACTION = re.compile(any_of(list(CONTRACTIONS)))
 TOKEN = re.compile(r"\w+(?:-\w+)*|'\w+|[^\w\s]")
 SENTENCE_END = re.compile(r"(?<=[.!?;]) ")
@@ -84,7 +88,7 @@ GIBBERISH = re.compile(  # words without a vowel, six consonants in a row, three
 )
 NOUNS = any_of([noun for shelf in DEPARTMENTS.values() for noun in shelf["nouns"]])
 OTHER_ITEM = re.compile(
-    rf"\b(?:your|(?:for|about|of) (?:the|an?)) (?:\w+ )?({NOUNS})\b|\byour (?:\w+ )?({'|'.join(RUBRIC['goods'])})\b"
+    rf"\b(?:your|(?:for|about|of) (?:the|an?)) (?:\w+ )?({NOUNS})\b|\byour (?:\w+ )?({'|'.join(WORDS['goods'])})\b"
     rf"|\b(?=\w{{5}})((?:{any_of(WORLD['products']['syllables'])}){{2,3}})\b"  # a name in no catalogue
 )
 
@@ -295,9 +299,8 @@ def _is_garbled(text: str, sentences: list[str]) -> bool:
         return True
     if any(one == two == three for one, two, three in triples):
         return True
-    if "11111" in "".join(
-        "01"[word.isalpha() and word not in GLUE] for word in words
-    ):  # five, and none that holds them
+    # Five words in a row, and none that holds them together.
+    if "11111" in "".join("01"[word.isalpha() and word not in GLUE] for word in words):
         return True
     long = [sentence for sentence in sentences if sentence.count(" ") > 3 and not _is_signature(sentence)]
     return len(set(long)) < len(long) or any(
@@ -311,7 +314,7 @@ def _is_signature(sentence: str) -> bool:
 
 
 GLUE = FUNCTION_WORDS | VERBS
-KNOWN_WORDS = GLUE | set(RUBRIC["words"]["service"].split()) | _words_of_ideal_agents()
+KNOWN_WORDS = GLUE | set(WORDS["words"]["service"].split()) | _words_of_ideal_agents()
 
 
 def recognise(context: str) -> Scenario | None:
