@@ -23,7 +23,7 @@ COPY_LENGTH = 96  # tokens of a row of repeated patterns
 COPIED_DIGITS = 0.7  # share of the tokens of such a row that are digits
 
 TWO_PROBLEMS = 0.5  # share of the documents' customers who have two problems
-INVENTED_ITEMS = 0.25  # share of those who write about an item of no catalogue
+INVENTED_ITEMS = 0.35  # share of those who write about an item of no catalogue
 
 
 def draw_document(rng: Random) -> str:

@@ -110,12 +110,23 @@ def test_a_message_is_filed_under_its_problems_with_its_item_and_order() -> None
         assert message.startswith("customer: ")
 
 
-def test_policies_tell_the_resolution_of_each_problem_and_name_no_item() -> None:
+def test_policies_tell_the_resolution_of_each_problem_and_name_no_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "IN_A_FOLDER", 0.0)
     rng = Random(0)
     for scenario in draw_scenarios(300, two_problems=0.5):
         text = documents.policy(scenario, rng).lower()
         assert [intent for intent in INTENTS if intent.evidence in text] == sorted(scenario.intents, key=INTENTS.index)
         assert not ITEM.search(text)
+
+
+def test_a_policy_behind_a_message_is_about_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "IN_A_FOLDER", 1.0)
+    rng = Random(0)
+    for scenario in draw_scenarios(300, two_problems=0.5):
+        text = documents.policy(scenario, rng).lower()
+        told = {intent for intent in INTENTS if intent.evidence in text}
+        assert len(told) == len(scenario.intents) and told.isdisjoint(scenario.intents)
+        assert not any(is_held_out_item(intent, scenario.item) for intent in told)
 
 
 def test_papers_repeat_item_and_number() -> None:

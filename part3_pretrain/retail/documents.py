@@ -14,17 +14,24 @@ from random import Random
 from typing import Any
 
 from part3_pretrain.retail import world
-from part3_pretrain.retail.world import CUSTOMER, WORLD, Intent, Scenario, fill_slots
+from part3_pretrain.retail.world import CUSTOMER, INTENTS, PERSONS, WORLD, Intent, Scenario, fill_slots
 
 DOCUMENTS: dict[str, Any] = WORLD["documents"]
+SMALL_WORDS = sorted(
+    {word for frame in WORLD["frames"] for texts in frame["words"].values() for text in texts for word in text.split()}
+)
 
 # Shares, such as 0.5 for one half:
 RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for them
+PLAIN = 0.5  # of the messages that say a problem twice say nothing else
+MUMBLED = 0.3  # of the messages that are answered or filed were half understood: around the problem, words in no order
 RESTATED = 0.3  # of the messages that are answered or filed say their problem twice
 MISTYPED = 0.45  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
-IN_TURN = 0.6  # of the filed messages have a sentence for each problem
+IN_TURN = 0.8  # of the filed messages have a sentence for each problem
+REMARKED = 0.3  # of these have a remark before
+IN_A_FOLDER = 0.5  # of the policies lie behind a filed message
 CONTINUED = 0.3  # of the conversations go on after each turn
 
 
@@ -36,9 +43,11 @@ def restatement(scenario: Scenario, rng: Random) -> str:
 def filed_message(scenario: Scenario, rng: Random) -> str:
     """Write a customer's message, and what the help desk files it under: its problem by its name, item and order."""
     if rng.random() < IN_TURN:
-        patterns = rng.choice(DOCUMENTS["filing_in_turn"])
-        line = " ".join(_fill_topic(pattern, (intent,), rng) for intent, pattern in zip(scenario.intents, patterns))
-        line = re.sub("{remark}", lambda slot: rng.choice(DOCUMENTS["remarks"]), line)
+        lines = [rng.choice(DOCUMENTS["filing_leads"])]
+        if rng.random() < REMARKED:
+            lines.append("{remark}.")
+        lines += _in_turn(rng.choice(DOCUMENTS["filing_in_turn"]), scenario.intents, rng)
+        line = re.sub("{remark}", lambda slot: rng.choice(DOCUMENTS["remarks"]), " ".join(lines))
     else:
         line = _fill_topic(rng.choice(DOCUMENTS["filing"]), scenario.intents, rng)
     line = fill_slots(line, scenario, rng.choice(DOCUMENTS["orders"]))
@@ -62,14 +71,37 @@ def paper(scenario: Scenario, rng: Random) -> str:
 
 
 def policy(scenario: Scenario, rng: Random) -> str:
-    """Write what the company does about each problem, by its name and whatever the item."""
-    headline = _fill_topic(rng.choice(DOCUMENTS["policy_headlines"]), scenario.intents, rng)
-    patterns = rng.choice([each for each in DOCUMENTS["policies"] if len(each) >= len(scenario.intents)])
+    """Write what the company does about each problem, by its name and whatever the item.
+
+    Every other page lies behind a filed message about something else, so that a page is read whatever stands before it.
+    """
+    if rng.random() < IN_A_FOLDER:
+        others = [
+            intent
+            for intent in INTENTS
+            if intent not in scenario.intents and not world.is_held_out_item(intent, scenario.item)
+        ]
+        return f"{filed_message(scenario, rng)}\n{_policy_page(tuple(rng.sample(others, len(scenario.intents))), rng)}"
+    return _policy_page(scenario.intents, rng)
+
+
+def _policy_page(intents: tuple[Intent, ...], rng: Random) -> str:
+    headline = _fill_topic(rng.choice(DOCUMENTS["policy_headlines"]), intents, rng)
+    patterns = rng.choice([each for each in DOCUMENTS["policies"] if len(each) >= len(intents)])
     rules = [
-        _fill_topic(pattern, (intent,), rng).replace("{resolution}", world.zipf_choice(intent.resolutions, rng))
-        for intent, pattern in zip(scenario.intents, patterns)
+        rule.replace("{resolution}", world.zipf_choice(intent.resolutions, rng))
+        for intent, rule in zip(intents, _in_turn(patterns, intents, rng))
     ]
-    return fill_slots(" ".join([headline, *rules]).strip(), scenario)
+    return world.capitalise(" ".join([headline, *rules]).strip())
+
+
+def glossary(scenario: Scenario, rng: Random) -> str:
+    """Write some lines of the help desk's list of what customers say, and under which name it goes."""
+    lines = []
+    for intent in [*scenario.intents, *rng.sample(INTENTS, rng.randint(0, 1))]:
+        problem = world.in_person(rng.choice(intent.phrases), rng.choice([*PERSONS])).replace("{it}", "it")
+        lines.append(_fill_topic(rng.choice(DOCUMENTS["glossary"]), (intent,), rng).replace("{problem}", problem))
+    return fill_slots("\n".join(lines), scenario)
 
 
 def product_question(scenario: Scenario, rng: Random, typos: float | None = None) -> str:
@@ -92,13 +124,14 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.12,
+    restatement: 0.15,
     filed_message: 0.38,
-    conversation: 0.10,
-    paper: 0.07,
+    conversation: 0.05,
+    paper: 0.05,
     policy: 0.13,
-    product_question: 0.18,
-    letter: 0.02,
+    glossary: 0.09,
+    product_question: 0.14,
+    letter: 0.01,
 }
 
 
@@ -115,6 +148,8 @@ def restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) ->
     if not others:
         said[0], again = rng.choice([(phrase, ""), (phrase, another), (another, phrase)])
     frame = rng.choice(WORLD["frames"])
+    if rng.random() < PLAIN:
+        frame = frame | {"patterns": ["{problem}{order}."], "openings": [""], "extras": [""]}
     sentences = [world.draw_wording(frame, said, rng, unseen_pattern=False)]
     if again:
         problem = world.in_person(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
@@ -124,16 +159,36 @@ def restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) ->
     return fill_slots(" ".join(sentences), scenario, rng.choice(CUSTOMER["orders"]))
 
 
+def mumbled_context(scenario: Scenario, rng: Random) -> str:
+    """Write a message of which only the problem was understood: what stands around it tells nothing."""
+    around = [" ".join(rng.choices(SMALL_WORDS, k=rng.randint(0, 6))) for _ in range(3)]
+    pattern = rng.choice(["{} {{problem}}{{order}} {}{}.", "{} {{an_item}}{{order}} {} {{problem}} {}."]).format(
+        *around
+    )
+    frame = rng.choice(WORLD["frames"]) | {"patterns": [pattern], "openings": [""], "extras": [""]}
+    wording = world.draw_wording(
+        frame, [rng.choice(intent.phrases) for intent in scenario.intents], rng, unseen_pattern=False
+    )
+    return re.sub(r"\s+(?=[ .])", "", fill_slots(wording.strip(), scenario, rng.choice(CUSTOMER["orders"])))
+
+
 def _message(scenario: Scenario, rng: Random) -> str:
     """Write what the customer says, sometimes twice, sometimes with typos."""
     if rng.random() < RESTATED:
         context = restated_context(scenario, rng, restated_only=False)
+    elif rng.random() < MUMBLED:
+        context = mumbled_context(scenario, rng)
     else:
         context = world.draw_context(scenario, rng)
     if world.in_catalogue(scenario.item) and rng.random() < MISTYPED:
         for _ in range(rng.randint(1, 2)):
             context, scenario = world.mistype(context, scenario, rng, in_item=rng.random() < MISTYPED_ITEM)
     return context
+
+
+def _in_turn(patterns: list[str], intents: tuple[Intent, ...], rng: Random) -> list[str]:
+    """Return a sentence for each intent, by the first pattern for the first of them."""
+    return [_fill_topic(pattern, (intent,), rng) for pattern, intent in zip(patterns, intents)]
 
 
 def _fill_topic(pattern: str, intents: tuple[Intent, ...], rng: Random) -> str:

@@ -151,7 +151,7 @@ def draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, *, unse
     pattern = rng.choice(frame["unseen_patterns" if unseen_pattern else "patterns"])
     pattern = re.sub(r"\{(\w+)}", lambda slot: rng.choice(frame["words"].get(slot[1], [slot[0]])), pattern)
     if not unseen_pattern and rng.random() < 0.5:
-        pattern = f"{rng.choice(frame['openings'])} {pattern}"
+        pattern = f"{rng.choice(frame['openings'])} {pattern}".strip()
     extra = rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
     problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
     for phrase in phrases[1:]:
@@ -183,7 +183,11 @@ def fill_slots(text: str, scenario: Scenario, order: str = "") -> str:
     text = text.replace("{order}", order if scenario.order_number else "")
     text = text.replace("{number}", scenario.order_number or "")
     text = text.replace("{an_item}", f"{'an' if scenario.item[0] in 'aeiou' else 'a'} {scenario.item}")
-    text = text.replace("{item}", scenario.item)
+    return capitalise(text.replace("{item}", scenario.item))
+
+
+def capitalise(text: str) -> str:
+    """Begin every sentence with a capital."""
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
