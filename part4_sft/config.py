@@ -58,7 +58,7 @@ class SFTConfig:
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
     learning_rate: float = option(5e-5, "Adam's constant learning rate", **ABOVE_ZERO)
-    batch_size: int = option(2, "pairs in one optimizer step", **at_least(1))
+    batch_size: int = option(1, "pairs in one optimizer step", **at_least(1))
     gradient_accumulation_steps: int = option(1, "parts that a step is computed in, to save memory", **at_least(1))
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
     seed: int = option(0, "seed of data, order and sampling", **SEED)
@@ -77,7 +77,7 @@ class SFTConfig:
         "the weights are float32 and the products bfloat16",
     )
     compile: bool = option(False, "compile the model with torch.compile; on a CPU that costs more than it gains")
-    temperature: float = option(0.7, "randomness of replies; 0 takes the likeliest token", **TEMPERATURE)
+    temperature: float = option(0.4, "randomness of replies; 0 takes the likeliest token", **TEMPERATURE)
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
     max_new_tokens: int = option(128, "longest reply, in tokens", **at_least(1))

@@ -24,7 +24,7 @@ MAX_BATCH_SIZE = 200  # larger batches are no faster on a CPU
 class Sampling:
     """How the next token is drawn. Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave nothing out."""
 
-    temperature: float = 0.7
+    temperature: float = 0.4
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int = 128

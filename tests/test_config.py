@@ -28,7 +28,7 @@ def test_without_options_it_is_the_assignments_setting() -> None:
     defaults = parse_arguments([])
     assert defaults == SFTConfig()
     setting = (defaults.epochs, defaults.learning_rate, defaults.train_on, defaults.temperature, defaults.seed)
-    assert setting == (5, 5e-5, "high", 0.7, 0)
+    assert setting == (5, 5e-5, "high", 0.4, 0)
 
 
 @pytest.mark.parametrize(

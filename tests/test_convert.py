@@ -60,8 +60,8 @@ FINE_TUNED: dict[str, Any] = {
 FINE_TUNED_PARTS = [
     "from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with the loss on the response alone.\n\n## Prompt",
     "\n```\nCustomer: {context}\nAgent:\n```\n",
-    "\n- epochs: 5\n- learning rate: 5e-05\n- batch size: 8\n- LoRA rank (0: all weights trained): 0\n- number format",
-    "Replies to 200 held-out contexts, at temperature 0.7:\n\n| measure | pretrained | sft |\n| --- | --- | --- |\n",
+    "\n- epochs: 5\n- learning rate: 5e-05\n- batch size: 1\n- LoRA rank (0: all weights trained): 0\n- number format",
+    "Replies to 200 held-out contexts, at temperature 0.4:\n\n| measure | pretrained | sft |\n| --- | --- | --- |\n",
     "\n| BLEU | 0.1250 | 0.5000 |\n| rated 4 or more | 0.2500 | 1.0000 |\n",
 ]
 

@@ -230,7 +230,7 @@ def test_another_setting_data_or_model_is_refused_by_name_and_nothing_is_lost(
     save_checkpoint(changed, checkpoint)
     options = [*sft_options, *in_folder(tmp_path), "--resume"]
     for option, value, complaint in (
-        ("--temperature", 0, "--temperature was 0.7 and is 0.0"),
+        ("--temperature", 0, "--temperature was 0.4 and is 0.0"),
         ("--data", others, "the digest of sft_dataset was"),
         ("--test-data", others, "the digest of sft_test was"),
         ("--model", changed, "the digest of the weights to begin with was"),
