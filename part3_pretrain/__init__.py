@@ -1,1 +1,1 @@
-"""Part 3: a small Llama-style Transformer, pretrained on synthetic retail conversations."""
+"""Part 3: a small Llama-style Transformer, pretrained on synthetic retail documents."""

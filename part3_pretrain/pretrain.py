@@ -14,7 +14,7 @@ def main() -> None:
     config = parse(
         PretrainConfig,
         prog="python -m part3_pretrain.pretrain",
-        description="Pretrains a small Llama-style model on synthetic retail conversations, or on your own text files.",
+        description="Pretrains a small Llama-style model on synthetic retail documents, or on your own text files.",
         example="python -m part3_pretrain.pretrain --corpus notes.txt letters.txt --checkpoint checkpoints/mine.pt",
     )
     from part3_pretrain.run import run  # takes seconds to import, which --help should not wait for

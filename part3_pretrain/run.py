@@ -46,7 +46,7 @@ def run(config: PretrainConfig) -> None:
     texts = read_corpus(config)
     decides = deciding_options(config)
     made_by = {name: value for name, value in vars(config).items() if flag(name) in decides}
-    made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail conversations"
+    made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail documents"
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
     with TrainingState(state_file, decides, config.save_every, config.resume) as state:
         model, tokenizer, losses = pretrain(texts, config, state)

@@ -57,7 +57,7 @@ def test_same_seed_same_files(command: Command, tmp_path: Path) -> None:
     assert loaded.tokenizer.get_vocab_size() == loaded.model.config.vocab_size == 500
     options: dict[str, object] = {"conversations": 60, "vocab_size": 500, "tokens_per_batch": 1024}
     options |= {"learning_rate": 2e-3, "warmup_steps": 2, "dtype": "auto", "shard": False, "seed": 5}
-    assert loaded.made_by == options | {"corpus": "synthetic retail conversations"}
+    assert loaded.made_by == options | {"corpus": "synthetic retail documents"}
 
 
 def test_own_text_files_can_be_read_instead(command: Command, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_corpus_file_that_cannot_be_used_is_refused(command: Command, tmp_path
 def test_a_folder_in_the_place_of_a_file_is_told_before_any_work(command: Command, tmp_path: Path) -> None:
     for name in (CHECKPOINT, PICTURE, CHECKPOINT.with_suffix(".state.pt")):
         (tmp_path / name).mkdir(parents=True)
-        assert_refused(command(), f"{name} is a folder")  # of 80,000 conversations, it makes none
+        assert_refused(command(), f"{name} is a folder")  # of 140,000 documents, it makes none
         (tmp_path / name).rmdir()
 
 

@@ -24,7 +24,7 @@ SMALL_WORDS = sorted(
 # Shares, such as 0.5 for one half:
 RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for them
 PLAIN = 0.5  # of the messages that say a problem twice say nothing else
-MUMBLED = 0.3  # of the messages that are answered or filed were half understood: around the problem, words in no order
+MUMBLED = 0.4  # of the messages that are answered or filed were half understood: around the problem, words in no order
 RESTATED = 0.3  # of the messages that are answered or filed say their problem twice
 MISTYPED = 0.45  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
@@ -124,13 +124,13 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.15,
-    filed_message: 0.38,
-    conversation: 0.05,
-    paper: 0.05,
-    policy: 0.13,
+    restatement: 0.17,
+    filed_message: 0.41,
+    conversation: 0.04,
+    paper: 0.04,
+    policy: 0.12,
     glossary: 0.09,
-    product_question: 0.14,
+    product_question: 0.12,
     letter: 0.01,
 }
 
