@@ -81,6 +81,16 @@ def test_the_behaviour_would_be_found() -> None:
         assert {first, second} <= ideal_sentences() | {""}, reply
 
 
+def test_no_document_begins_to_answer_a_problem_as_ideal_agents_do(texts: list[str]) -> None:
+    """Else ten pairs would be enough to learn that. A second problem is another matter: "And as for ..." is known."""
+    topics = "|".join(re.escape(topic) for intent in INTENTS for topic in intent.topics)
+    begins = {re.escape(pattern.partition("{topic}")[0]) for pattern in IDEAL["answers"]}
+    way = re.compile(rf"(?:{'|'.join(begins)})(?:{topics})\b")
+    assert [text for text in texts if way.search(text)] == []
+    rng = Random(0)
+    assert all(way.search(world.ideal_reply(scenario, rng)) for scenario in draw_scenarios(100))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_document_of_a_whole_corpus_holds_the_behaviour(seed: int) -> None:

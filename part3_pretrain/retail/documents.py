@@ -26,7 +26,7 @@ RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for the
 PLAIN = 0.5  # of the messages that say a problem twice say nothing else
 MUMBLED = 0.4  # of the messages that are answered or filed were half understood: around the problem, words in no order
 RESTATED = 0.3  # of the messages that are answered or filed say their problem twice
-MISTYPED = 0.45  # of those about a catalogue product have one typo or two
+MISTYPED = 0.5  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
 IN_TURN = 0.8  # of the filed messages have a sentence for each problem
@@ -87,10 +87,9 @@ def policy(scenario: Scenario, rng: Random) -> str:
 
 def _policy_page(intents: tuple[Intent, ...], rng: Random) -> str:
     headline = _fill_topic(rng.choice(DOCUMENTS["policy_headlines"]), intents, rng)
-    patterns = rng.choice([each for each in DOCUMENTS["policies"] if len(each) >= len(intents)])
     rules = [
         rule.replace("{resolution}", world.zipf_choice(intent.resolutions, rng))
-        for intent, rule in zip(intents, _in_turn(patterns, intents, rng))
+        for intent, rule in zip(intents, _in_turn(rng.choice(DOCUMENTS["policies"]), intents, rng))
     ]
     return world.capitalise(" ".join([headline, *rules]).strip())
 
@@ -124,13 +123,13 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.17,
-    filed_message: 0.41,
+    restatement: 0.16,
+    filed_message: 0.39,
     conversation: 0.04,
     paper: 0.04,
     policy: 0.12,
     glossary: 0.09,
-    product_question: 0.12,
+    product_question: 0.15,
     letter: 0.01,
 }
 
