@@ -33,12 +33,14 @@ def main() -> int:
         "pretrained: rated 4.0 or more": (before[share], 0.02),
         "pretrained, the best of 16": (controls["best_of_16"][share], 0.05),
         "pretrained, first tokens forbidden": (controls["first_tokens_forbidden"][share], 0.05),
-        "fine-tuned on ten pairs, of SFT's": (controls["ten_pairs"][share] / after[share], 0.50),
+        "pretrained, given a sentence": (controls["pushed_sentence"][share], 0.05),
+        "fine-tuned on shuffled responses": (controls["shuffled_responses"][share], 0.05),
     }
     promises = [(f"{name}, at least {bound:.1%}", value, value >= bound) for name, (value, bound) in at_least.items()]
     promises += [(f"{name}, at most {bound:.1%}", value, value <= bound) for name, (value, bound) in at_most.items()]
     for promise, value, kept in promises:
         print(f"{'kept  ' if kept else 'BROKEN'} {promise}: {value:.1%}")
+    print(f"no promise: ten pairs give {controls['ten_pairs'][share] / after[share]:.0%} of what 500 give (goal: 50%)")
     print(f"epochs reported: {epochs}")
     return 0 if all(kept for _, _, kept in promises) and {3, 5} <= {*epochs} else 1
 

@@ -65,6 +65,7 @@ CONTROLS = {  # key in `controls`: whose replies these are
 }
 CONTROL_MEASURES = ("rated_4_or_more", "right_item", "right_resolution", "bleu")
 SMALLEST_GAIN = 0.05  # of the share rated 4.0 or more
+MOST = 0.5  # of the gain
 MIN_TEST_CONTEXTS = 20  # resampling fewer says too little about other contexts
 
 
@@ -258,11 +259,14 @@ def controls_verdict(evaluation: dict[str, Any]) -> str:
         name: (scores["rated_4_or_more"] - before) / (after - before)
         for name, scores in _by_control(evaluation["controls"]).items()
     }
-    best = max(gains, key=lambda name: gains[name])
-    result = f"The control that comes closest gives {max(gains[best], 0.0):.0%} of the gain ({CONTROLS[best]})"
-    if gains[best] > 0.5:
-        return f"{result}: most of it needs no 500 pairs, so it does not show that they taught the behaviour."
-    return f"{result}: the behaviour was not in the pretrained model, and it takes the right pairs to teach it."
+    shuffled, ten = max(gains.pop("shuffled_responses"), 0.0), max(gains.pop("ten_pairs"), 0.0)
+    pushed = max(gains, key=lambda name: gains[name])
+    result = f"of all that the pretrained model is pushed with, the best gives {max(gains[pushed], 0.0):.0%} of the gain"
+    result += f" ({CONTROLS[pushed]}), shuffled responses give {shuffled:.0%}, ten pairs {ten:.0%}"
+    if gains[pushed] > MOST or shuffled > MOST:
+        return f"The controls do not show that the pairs taught anything: {result}."
+    few = "(a few are enough for most of it)" if ten > MOST else "(a few are not enough)"
+    return f"The behaviour was not in the pretrained model, and right pairs taught it {few}: {result}."
 
 
 def _look_up(sft: dict[str, float], baselines: dict[str, dict[str, float]]) -> list[str]:

@@ -109,16 +109,21 @@ def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markd
 
 def test_the_controls_can_show_that_fine_tuning_taught_something_or_not(evaluation: dict[str, Any]) -> None:
     before, after = (SCORES[author]["rated_4_or_more"] for author in ("pretrained", "sft"))
-    taught = "the behaviour was not in the pretrained model, and it takes the right pairs to teach it."
-    not_shown = "most of it needs no 500 pairs, so it does not show that they taught the behaviour."
-    assert controls_verdict(evaluation).endswith(taught)
-    for share, verdict_of_it in ((0.49, taught), (0.51, not_shown)):
-        ten_pairs = SCORES["pretrained"] | {"rated_4_or_more": before + share * (after - before)}
-        evaluation["controls"]["ten_pairs"] = ten_pairs
-        result = (
-            f"The control that comes closest gives {share:.0%} of the gain (fine-tuned on ten pairs, in as many steps)"
-        )
-        assert controls_verdict(evaluation) == f"{result}: {verdict_of_it}"
+    taught = "The behaviour was not in the pretrained model, and right pairs taught it "
+    not_shown = "The controls do not show that the pairs taught anything: "
+    controls = dict(evaluation["controls"])
+    for name, share, expected in [
+        ("ten_pairs", 0.49, taught + "(a few are not enough): "),
+        ("ten_pairs", 0.51, taught + "(a few are enough for most of it): "),
+        ("shuffled_responses", 0.49, taught),
+        ("shuffled_responses", 0.51, not_shown),
+        ("few_shot", 0.49, taught),
+        ("few_shot", 0.51, not_shown),
+    ]:
+        gained = SCORES["pretrained"] | {"rated_4_or_more": before + share * (after - before)}
+        evaluation["controls"] = controls | {name: gained}
+        assert controls_verdict(evaluation).startswith(expected), name
+        assert f"{share:.0%}" in controls_verdict(evaluation)
     evaluation["sft"] = SCORES["pretrained"]
     assert controls_verdict(evaluation).startswith("The controls prove nothing: there is no gain to explain (")
 
