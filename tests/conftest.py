@@ -246,7 +246,7 @@ def finished_run(
     """One run in a process of its own: 16 of 24 pairs are of high quality."""
     folder = tmp_path_factory.mktemp("run")
     options = ["--model", str(tiny_checkpoint), "--epochs", "2", "--max-new-tokens", "12", "--learning-rate", "0.001"]
-    options += ["--samples-per-context", "2"]
+    options += ["--samples-per-context", "2", "--batch-size", "8"]
     for option, pairs in {
         "--data": made["sft_dataset"][500:504] + made["sft_dataset"][:16] + made["sft_dataset"][504:508],
         "--validation-data": made["sft_validation"][:6],

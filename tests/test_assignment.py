@@ -30,7 +30,7 @@ def test_1_there_are_5000_pairs_of_which_the_first_500_are_high_quality(made: di
 def test_2_only_high_quality_pairs_give_gradients(finished_run: FinishedRun) -> None:
     evaluation = finished_run.read("evaluation.json")
     assert (evaluation["dataset"]["sft_dataset"], evaluation["dataset"]["trained_on"]) == (24, 16)
-    assert len(evaluation["steps"]["loss"]) == 2 * 16 / SFTConfig.batch_size
+    assert len(evaluation["steps"]["loss"]) == 2 * 16 / 8
 
 
 def test_3_weights_start_from_the_pretrained_checkpoint(finished_run: FinishedRun, tiny_checkpoint: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_evaluation_has_its_documented_keys(finished_run: FinishedRun) -> No
         "sft_dataset": 24, "sft_validation": 6, "sft_test": 10, "trained_on": 16,
         "sft_test_unseen_wording": 200, "sft_test_unseen_phrase": 200,
     }  # fmt: skip
-    stages = {"data", "pretraining", "tokenising", "validation", "fine_tuning", "evaluation"}
+    stages = {"data", "pretraining", "tokenising", "validation", "fine_tuning", "evaluation", "controls"}
     assert set(evaluation["timing_seconds"]) == stages and all(s >= 0 for s in evaluation["timing_seconds"].values())
     environment = evaluation["environment"]
     parameters = weights(load_checkpoint(finished_run.checkpoint).model).numel()

@@ -25,7 +25,8 @@ from tests.conftest import Command, in_folder, not_of_retail
 Trajectory = list[tuple[float, float]]
 REFERENCE = Path(__file__).with_name("reference_trajectory.json")
 TRAINED = 40  # pairs: five steps an epoch
-FAST = ("--epochs", "2", "--learning-rate", "0.001")
+BATCH_SIZE = 8
+FAST = ("--epochs", "2", "--learning-rate", "0.001", "--batch-size", str(BATCH_SIZE))
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_examples_one_behind_another_are_examples_in_padded_rows(
     examples = encoder.encode_all(not_of_retail(made["sft_dataset"][:TRAINED]))
     theirs = []
     for epoch in (1, 2):
-        for places in shuffled_batches(TRAINED, SFTConfig.batch_size, epoch, SFTConfig.seed):
+        for places in shuffled_batches(TRAINED, BATCH_SIZE, epoch, SFTConfig.seed):
             step = [examples[place] for place in places]
             longest = max(len(example.ids) for example in step)
             ids = torch.tensor([example.ids + [0] * (longest - len(example.ids)) for example in step])
@@ -127,7 +128,7 @@ def test_the_default_setting_learns_as_it_did_when_this_was_written(
     torch.manual_seed(0)
     path = tmp_path / "default.pt"
     save_checkpoint(path, Checkpoint(Transformer(ModelConfig(tokenizer.get_vocab_size())), tokenizer, {}))
-    found = trajectory("--epochs", "1", model=path, pairs=30 * SFTConfig.batch_size)
+    found = trajectory("--epochs", "1", "--batch-size", str(BATCH_SIZE), model=path, pairs=30 * BATCH_SIZE)
     if not REFERENCE.exists():
         REFERENCE.write_text(json.dumps(found, indent=0) + "\n")
         pytest.fail(f"{REFERENCE} was missing and is written anew: look at it, then commit it")
