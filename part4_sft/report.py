@@ -261,7 +261,9 @@ def controls_verdict(evaluation: dict[str, Any]) -> str:
     }
     shuffled, ten = max(gains.pop("shuffled_responses"), 0.0), max(gains.pop("ten_pairs"), 0.0)
     pushed = max(gains, key=lambda name: gains[name])
-    result = f"of all that the pretrained model is pushed with, the best gives {max(gains[pushed], 0.0):.0%} of the gain"
+    result = (
+        f"of all that the pretrained model is pushed with, the best gives {max(gains[pushed], 0.0):.0%} of the gain"
+    )
     result += f" ({CONTROLS[pushed]}), shuffled responses give {shuffled:.0%}, ten pairs {ten:.0%}"
     if gains[pushed] > MOST or shuffled > MOST:
         return f"The controls do not show that the pairs taught anything: {result}."

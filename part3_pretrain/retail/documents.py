@@ -19,6 +19,7 @@ from part3_pretrain.retail.world import CUSTOMER, INTENTS, PERSONS, WORLD, Inten
 DOCUMENTS: dict[str, Any] = WORLD["documents"]
 SMALL_WORDS = sorted(
     {word for frame in WORLD["frames"] for texts in frame["words"].values() for text in texts for word in text.split()}
+    - {"evening"}  # behind "this" it would say when something happens
 )
 
 # Shares, such as 0.5 for one half:
