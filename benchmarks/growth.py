@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -123,7 +124,8 @@ def cost_of_making(count: int) -> tuple[float, float]:
 def make(count: int) -> None:
     """Make and write ideal pairs, and print seconds and megabytes."""
     with tempfile.TemporaryDirectory() as folder:
-        pairs = draw_pairs(count, world.ideal_reply, set(), Random(0), held_out_item=False)
+        draw_customer = partial(world.draw_customer, held_out_item=False)
+        pairs = draw_pairs(count, draw_customer, world.ideal_reply, set(), Random(0))
         print(seconds_of(lambda: save_pairs(Path(folder) / "pairs.json", pairs)), peak_memory() / 1e6)
 
 

@@ -10,6 +10,7 @@ import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -56,7 +57,8 @@ def main() -> None:
 def write(path: Path, count: int) -> None:
     """Write ideal pairs as JSONL, each as soon as it is drawn."""
     with path.open("w", encoding="utf-8") as file:
-        for pair in draw_pairs(count, world.ideal_reply, set(), Random(0), held_out_item=False):
+        draw_customer = partial(world.draw_customer, held_out_item=False)
+        for pair in draw_pairs(count, draw_customer, world.ideal_reply, set(), Random(0)):
             file.write(json.dumps({"context": pair.context, "response": pair.response}) + "\n")
 
 

@@ -7,6 +7,7 @@ It holds no (intent, item) combination and no sentence pattern that is held out 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import cycle, islice
 from random import Random
 
@@ -28,8 +29,11 @@ INVENTED_ITEMS = 0.35  # share of those who write about an item of no catalogue
 
 def draw_document(rng: Random) -> str:
     r"""Draw one document, such as "Customer: ...\nTicket: ..."."""
-    scenario = world.draw_scenario(rng, held_out_item=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
     write = rng.choices(list(documents.KINDS), list(documents.KINDS.values()))[0]
+    draw = world.draw_scenario
+    if write is documents.filed_message:
+        draw = partial(world.draw_customer, shares=documents.DOCUMENTS["shares"])
+    scenario = draw(rng, held_out_item=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
     return write(scenario, rng)
 
 

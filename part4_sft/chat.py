@@ -34,6 +34,14 @@ class ChatConfig:
     top_k: int = same_as(SFTConfig, "top_k")
     top_p: float = same_as(SFTConfig, "top_p")
     max_new_tokens: int = same_as(SFTConfig, "max_new_tokens")
+    hand_over: float | None = option(
+        None,
+        "share of 8 other replies that must claim what the fine-tuned model's reply claims, else the message is handed "
+        "over to a person; 0: never; by default as it was calibrated, and 0 at temperature 0",
+        allowed="0 to 1",
+        is_valid=lambda value: value is None or 0 <= value <= 1,
+        type=float,
+    )
     seed: int = same_as(SFTConfig, "seed")
     device: str = same_as(SFTConfig, "device")
 
@@ -50,9 +58,13 @@ def main() -> None:
     from part4_sft.generation import Sampling  # only now, for torch takes seconds to import
     from part4_sft.terminal.conversation import converse, load_models, read_messages
 
-    models = load_models(config.model, config.base, config.prompt_template, config.max_new_tokens, config.device)
+    models, threshold = load_models(
+        config.model, config.base, config.prompt_template, config.max_new_tokens, config.device
+    )
+    if config.hand_over is not None or not config.temperature:
+        threshold = config.hand_over or 0.0
     contexts = read_messages() if config.context is None else [config.context]
-    converse(models, contexts, Sampling.of(config), config.seed, config.json)
+    converse(models, contexts, Sampling.of(config), config.seed, threshold, config.json)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,15 @@ class SFTConfig:
     samples_per_context: int = option(
         16, "replies to each test context; scores are their means", decides_training=False, **at_least(1)
     )
+    hand_over: float | None = option(
+        None,
+        "share of other replies that must claim what a reply claims, else it is handed over to a person; 0: never; by "
+        "default that which hands over 3 in 100 of the good validation replies, and 0 at temperature 0",
+        decides_training=False,
+        allowed="0 to 1",
+        is_valid=lambda value: value is None or 0 <= value <= 1,
+        type=float,
+    )
     train_on: str = option(
         "high", "pairs that give gradients: those with high_quality 1, or all", choices=["high", "all"]
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -168,8 +169,10 @@ def leave_intents_out(
     rng, seen = Random(f"left out/{config.seed}"), set[int]()
     left_out = rng.sample(INTENTS, LEFT_OUT_INTENTS)
     others = [intent for intent in INTENTS if intent not in left_out]
-    training = [*draw_pairs(training_size, world.ideal_reply, seen, rng, held_out_item=False, intents=others)]
-    test = [*draw_pairs(test_size, world.ideal_reply, seen, rng, held_out_item=True, intents=left_out)]
+    known = partial(world.draw_scenario, held_out_item=False, intents=others)
+    new = partial(world.draw_scenario, held_out_item=True, intents=left_out)
+    training = [*draw_pairs(training_size, known, world.ideal_reply, seen, rng)]
+    test = [*draw_pairs(test_size, new, world.ideal_reply, seen, rng)]
     models = {"pretrained": pretrained, "sft": fine_tune(pretrained, encoder, training, config)}
     return {name: score_replies(model, encoder, test, config) for name, model in models.items()}
 

@@ -38,39 +38,52 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
     No (intent, item) combination of the training pairs occurs in another set, and no context occurs twice.
     """
     draw = partial(draw_pairs, seen=set(), rng=Random(seed))
+    known = partial(world.draw_customer, held_out_item=False)
+    new = partial(world.draw_customer, held_out_item=True)
+    new_product = partial(world.draw_scenario, held_out_item=True)
+    unseen_wording = partial(world.draw_context, unseen_pattern=True)
+    unseen_phrase = partial(world.draw_context, restated_only=True)
     return {
         "sft_dataset": [
-            *draw(HIGH_QUALITY_PAIRS, world.ideal_reply, held_out_item=False),
-            *draw(TYPICAL_PAIRS, world.typical_reply, held_out_item=False),
+            *draw(HIGH_QUALITY_PAIRS, known, world.ideal_reply),
+            *draw(TYPICAL_PAIRS, known, world.typical_reply),
         ],
-        "sft_validation": [*draw(VALIDATION_PAIRS, world.ideal_reply, held_out_item=True)],
-        "sft_test": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True)],
-        "sft_test_unseen_wording": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, unseen_pattern=True)],
-        "sft_test_unseen_phrase": [*draw(TEST_PAIRS, world.ideal_reply, held_out_item=True, restated_only=True)],
+        "sft_validation": [*draw(VALIDATION_PAIRS, new, world.ideal_reply)],
+        "sft_test": [*draw(TEST_PAIRS, new, world.ideal_reply)],
+        "sft_test_unseen_wording": [*draw(TEST_PAIRS, new_product, world.ideal_reply, draw_context=unseen_wording)],
+        "sft_test_unseen_phrase": [*draw(TEST_PAIRS, new_product, world.ideal_reply, draw_context=unseen_phrase)],
+    }
+
+
+def make_message_sets(seed: int) -> dict[str, list[Pair]]:
+    """Make two sets of messages as people type them: those held out, and those about topics that are held out."""
+    draw, rng = partial(draw_pairs, write_reply=world.ideal_reply, seen=set()), Random(f"messages/{seed}")
+    customer = partial(world.draw_customer, held_out_item=True, two_problems=0.0)
+    unseen = partial(world.draw_message, unseen=True)
+    topics = [topic for topic in world.OUTSIDE if world.is_held_out_topic(topic)]
+    return {
+        "unseen_message": [*draw(TEST_PAIRS, customer, rng=rng, draw_context=unseen)],
+        "unseen_topic": [*draw(TEST_PAIRS, lambda rng: world.Scenario((rng.choice(topics),)), rng=rng)],
     }
 
 
 def draw_pairs(
     count: int,
+    draw_scenario: Callable[[Random], world.Scenario],
     write_reply: Callable[[world.Scenario, Random], str],
     seen: set[int],
     rng: Random,
-    *,
-    held_out_item: bool,
-    intents: list[world.Intent] = world.INTENTS,
-    unseen_pattern: bool = False,
-    restated_only: bool = False,
+    draw_context: Callable[[world.Scenario, Random], str] = world.draw_context,
 ) -> Iterator[Pair]:
     """Draw so many pairs, one at a time, so that millions can be saved without being kept.
 
     Args:
-        write_reply: writes the response to a scenario.
+        draw_scenario, draw_context, write_reply: who the customer is, what that writes, and what is responded.
         seen: hashes of the contexts so far; no pair has one of them, and those of the new pairs are added.
-        held_out_item, intents, unseen_pattern, restated_only: as in `draw_scenario` and `draw_context`.
     """
     while count > 0:
-        scenario = world.draw_scenario(rng, held_out_item=held_out_item, intents=intents)
-        context = world.draw_context(scenario, rng, unseen_pattern=unseen_pattern, restated_only=restated_only)
+        scenario = draw_scenario(rng)
+        context = draw_context(scenario, rng)
         if hash(context) not in seen:
             seen.add(hash(context))
             response = write_reply(scenario, rng)

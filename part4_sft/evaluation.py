@@ -24,9 +24,10 @@ from part3_pretrain.retail.world import Scenario
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.log import log
+from part4_sft import hand_over
 from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.config import SFTConfig
-from part4_sft.dataset import Pair, trainable
+from part4_sft.dataset import Pair, make_message_sets, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.generation import Sampling, generate, longest_prompt
 from part4_sft.metrics import HEADLINE_MEASURES, Replies, Scores, bleu, recognise_all, rouge_l, score
@@ -215,10 +216,13 @@ def evaluate(
     )
     test = compare(pairs, samples=config.samples_per_context, scenarios=scenarios)
     unseen = {name: compare(data[file], name=name) for name, file in UNSEEN_SETS.items() if file in data}
-    perturbed = perturbed_sets(pairs, scenarios, config.seed) if scenarios else {}
+    untidy: dict[str, tuple[list[Pair], list[Scenario] | None]] = {}
+    if scenarios:
+        untidy |= perturbed_sets(pairs, scenarios, config.seed)
+        untidy |= {name: (messages, None) for name, messages in make_message_sets(config.seed).items()}
     robustness = {
-        name: compare(changed_pairs, scenarios=changed_scenarios, name=name)
-        for name, (changed_pairs, changed_scenarios) in perturbed.items()
+        name: compare(changed, scenarios=what_they_want, name=name)
+        for name, (changed, what_they_want) in untidy.items()
     }
     evaluation: dict[str, Any] = {
         **test.scores,
@@ -228,6 +232,7 @@ def evaluate(
     }
     if scenarios:
         evaluation["robustness"] = {name: result.scores for name, result in robustness.items()}
+        evaluation["hand_over"] = measure_hand_over(sft, encoder, data["sft_validation"], test.entries, config)
         evaluation["worst_replies"] = worst_replies(test.entries)
         evaluation["errors_by_category"] = errors_by_category(test.entries)
     evaluation["baselines"] = {
@@ -235,6 +240,37 @@ def evaluate(
         "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
     }
     return evaluation, {name: result.entries for name, result in {"test": test, **unseen, **robustness}.items()}
+
+
+def measure_hand_over(
+    model: Transformer, encoder: PairEncoder, validation: list[Pair], entries: list[Entry], config: SFTConfig
+) -> dict[str, Any]:
+    """Choose on validation pairs when a reply goes to a person, and tell what that means for the test.
+
+    Args:
+        entries: those of the test, with several samples of each context, else no model can be unsure.
+
+    Returns:
+        `threshold` of the confidence; `curve`, with what each threshold would mean for the test.
+    """
+    drawn = [
+        generate_replies(model, encoder, validation, Sampling.of(config), f"hand over/{config.seed}/{sample}").texts
+        for sample in range(1 + hand_over.OTHERS)
+    ]
+    sure, is_good = list[float](), list[bool]()
+    for scenario, samples in zip(recognise_all(validation) or [], zip(*drawn)):
+        sure += hand_over.confidences(list(samples))
+        is_good += [rubric.rate(scenario, sample).is_high_quality for sample in samples]
+    threshold = config.hand_over
+    if threshold is None:
+        threshold = hand_over.calibrate(sure, is_good) if config.temperature else 0.0
+    result: dict[str, Any] = {"threshold": threshold}
+    if config.samples_per_context > 1:
+        samples_of = [entry["samples"]["sft"] for entry in entries]
+        sure = [own for samples in samples_of for own in hand_over.confidences([one["text"] for one in samples])]
+        is_good = [one["rating"] >= rubric.HIGH_QUALITY for samples in samples_of for one in samples]
+        result["curve"] = hand_over.coverage_curve(sure, is_good)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------- how sure
@@ -299,6 +335,8 @@ def perturbed_sets(
         name: ([], []) for name in ("one_typo", "lower_case", "unknown_product")
     }
     for pair, scenario in zip(pairs, scenarios):
+        if not scenario.item:
+            continue
         invented = world.invent_item(rng, held_out=True)
         for name, (context, perturbed) in {
             "one_typo": world.mistype(pair.context, scenario, rng),

@@ -16,6 +16,7 @@ from nltk.translate import bleu_score
 from rouge_score.rouge_scorer import RougeScorer
 
 from part3_pretrain.retail import rubric
+from part3_pretrain.retail.invention import invented
 from part3_pretrain.retail.world import Scenario
 from part4_sft.dataset import Pair
 
@@ -95,7 +96,10 @@ def score(replies: Replies, pairs: list[Pair], scenarios: list[Scenario] | None)
     """Return all measures of one author on one test set; those of the rubric where the scenarios are known."""
     scores = compute_instruction_following_metrics(replies.texts, [pair.response for pair in pairs])
     scores["stops_by_itself"] = fmean(replies.stopped)
-    return scores if scenarios is None else scores | rubric_scores(replies.texts, scenarios)
+    if scenarios is None:
+        return scores
+    scores["invented"] = fmean(bool(invented(pair.context, text)) for pair, text in zip(pairs, replies.texts))
+    return scores | rubric_scores(replies.texts, scenarios)
 
 
 def rubric_scores(texts: list[str], scenarios: list[Scenario]) -> Scores:

@@ -28,6 +28,7 @@ MEASURES = {
     "rouge_l": Measure("ROUGE-L", "mean F1 of the longest common subsequence with that reply", ".3f"),
     "rating": Measure("rating", "mean rating by the rubric, 1.0 to 5.0", ".2f"),
     "rated_4_or_more": Measure("rated 4.0 or more", "share of replies that count as high quality"),
+    "invented": Measure("invented", "names or promises what neither customer nor policy gave", better="lower"),
     "right_item": Measure("right item", "names the customer's item, letter for letter"),
     "wrong_item": Measure("wrong item", "names another item of the catalogue", better="lower"),
     "right_resolution": Measure("right resolution", "gives what the policy prescribes, and nothing else"),

@@ -174,6 +174,7 @@ def save(
         "settings": evaluation["config"],
         "dataset": evaluation["dataset"],
         "results": {author: evaluation[author] for author in ("pretrained", "sft")},
+        "hand_over": evaluation["hand_over"]["threshold"] if "hand_over" in evaluation else 0.0,
     }
     save_checkpoint(model_file, replace(checkpoint, made_by=made_by))
     written = [model_file]

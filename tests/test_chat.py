@@ -16,7 +16,7 @@ from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
 from part4_sft import chat
-from part4_sft.terminal.conversation import load_models, show_side_by_side
+from part4_sft.terminal.conversation import Reply, load_models, show_side_by_side
 from tests.conftest import Command, FinishedRun, Terminal, assert_refused
 
 CONTEXT = "The tiered planter has a large crack (order 48213)."
@@ -82,7 +82,7 @@ def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
         (path, path, "Q: {context}", "Q: {context}", 40),
         (tiny_checkpoint, path, None, "Customer: {context}\nAgent:", 512),  # which tells of no settings
     ]:
-        for _, encoder in load_models(sft, base, named, 20, "cpu").values():
+        for _, encoder in load_models(sft, base, named, 20, "cpu")[0].values():
             assert (encoder.template, encoder.max_length) == (template, max_length)
     save_checkpoint(path, Checkpoint(tiny_model, tokenizer, {"from": "a converted folder"}))
     with pytest.raises(UserError, match="does not tell what it was fine-tuned from; name that with --base"):
@@ -109,8 +109,8 @@ def test_mistakes_end_in_one_line(
 
 def test_replies_grow_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"word{number}" for number in range(200)]  # in a column of 37, more lines than the screen has
-    growing = [(" ".join(words[:count]), False) for count in range(0, 201, 20)]
-    show_side_by_side(CONTEXT, {"pretrained": iter(growing), "sft": iter([("I am sorry.", True)])})
+    growing = [Reply(" ".join(words[:count]), " ".join(words[:count])) for count in range(0, 201, 20)]
+    show_side_by_side(CONTEXT, {"pretrained": iter(growing), "sft": iter([Reply("I am sorry.", "I am sorry.")])})
     frames = capsys.readouterr().out.split("\r")
     assert len(frames) == 1 + len(growing) + 1  # the heading, the replies as they grow, and with their ratings
     screen = pyte.HistoryScreen(80, 24, history=1000)

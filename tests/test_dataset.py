@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -50,10 +51,11 @@ def test_pairs_are_drawn_one_at_a_time_and_their_contexts_are_new(tmp_path: Path
     """However many are written, none is drawn ahead of the file."""
     seen: set[int] = set()
     drawn: list[Pair] = []
+    customer = partial(world.draw_customer, held_out_item=False)
 
     def watched() -> Iterator[Pair]:
         for _ in range(2):  # the same pairs, but for their contexts
-            for pair in draw_pairs(500, world.ideal_reply, seen, Random(0), held_out_item=False):
+            for pair in draw_pairs(500, customer, world.ideal_reply, seen, Random(0)):
                 drawn.append(pair)
                 assert len(seen) == len(drawn)
                 yield pair

@@ -14,12 +14,22 @@ from random import Random
 from typing import Any
 
 from part3_pretrain.retail import world
-from part3_pretrain.retail.world import CUSTOMER, INTENTS, PERSONS, WORLD, Intent, Scenario, fill_slots
+from part3_pretrain.retail.world import CUSTOMER, INTENTS, OUTSIDE, PERSONS, WORLD, Intent, Scenario, fill_slots
 
 DOCUMENTS: dict[str, Any] = WORLD["documents"]
 SMALL_WORDS = sorted(
     {word for frame in WORLD["frames"] for texts in frame["words"].values() for text in texts for word in text.split()}
     - {"evening"}  # behind "this" it would say when something happens
+)
+OTHER_WORDS = sorted(  # of what no shop can answer
+    {
+        word
+        for topic in OUTSIDE
+        if not world.is_held_out_topic(topic)
+        for message in world.messages_of(topic, held_out=False)
+        for word in re.findall(r"[A-Za-z']+", message)
+    }
+    - {"today", "tomorrow", "within"}
 )
 
 # Shares, such as 0.5 for one half:
@@ -30,6 +40,7 @@ RESTATED = 0.3  # of the messages that are answered or filed say their problem t
 MISTYPED = 0.5  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
+JUMBLED = 0.3  # of the messages that no shop can answer are words in no order
 IN_TURN = 0.8  # of the filed messages have a sentence for each problem
 REMARKED = 0.3  # of these have a remark before
 IN_A_FOLDER = 0.5  # of the policies lie behind a filed message
@@ -43,14 +54,16 @@ def restatement(scenario: Scenario, rng: Random) -> str:
 
 def filed_message(scenario: Scenario, rng: Random) -> str:
     """Write a customer's message, and what the help desk files it under: its problem by its name, item and order."""
-    if rng.random() < IN_TURN:
+    if not scenario.intents[0].is_service:
+        line = _fill_topic(rng.choice(DOCUMENTS["filing_others"]), scenario.due, rng)
+    elif rng.random() < IN_TURN:
         lines = [rng.choice(DOCUMENTS["filing_leads"])]
         if rng.random() < REMARKED:
             lines.append("{remark}.")
-        lines += _in_turn(rng.choice(DOCUMENTS["filing_in_turn"]), scenario.intents, rng)
+        lines += _in_turn(rng.choice(DOCUMENTS["filing_in_turn"]), scenario.due, rng)
         line = re.sub("{remark}", lambda slot: rng.choice(DOCUMENTS["remarks"]), " ".join(lines))
     else:
-        line = _fill_topic(rng.choice(DOCUMENTS["filing"]), scenario.intents, rng)
+        line = _fill_topic(rng.choice(DOCUMENTS["filing"]), scenario.due, rng)
     line = fill_slots(line, scenario, rng.choice(DOCUMENTS["orders"]))
     return f"Customer: {_message(scenario, rng)}\n{line}"
 
@@ -82,11 +95,11 @@ def policy(scenario: Scenario, rng: Random) -> str:
             for intent in INTENTS
             if intent not in scenario.intents and not world.is_held_out_item(intent, scenario.item)
         ]
-        return f"{filed_message(scenario, rng)}\n{_policy_page(tuple(rng.sample(others, len(scenario.intents))), rng)}"
-    return _policy_page(scenario.intents, rng)
+        return f"{filed_message(scenario, rng)}\n{_policy_page(rng.sample(others, len(scenario.intents)), rng)}"
+    return _policy_page(scenario.due, rng)
 
 
-def _policy_page(intents: tuple[Intent, ...], rng: Random) -> str:
+def _policy_page(intents: list[Intent], rng: Random) -> str:
     headline = _fill_topic(rng.choice(DOCUMENTS["policy_headlines"]), intents, rng)
     rules = [
         rule.replace("{resolution}", world.zipf_choice(intent.resolutions, rng))
@@ -100,7 +113,7 @@ def glossary(scenario: Scenario, rng: Random) -> str:
     lines = []
     for intent in [*scenario.intents, *rng.sample(INTENTS, rng.randint(0, 1))]:
         problem = world.in_person(rng.choice(intent.phrases), rng.choice([*PERSONS])).replace("{it}", "it")
-        lines.append(_fill_topic(rng.choice(DOCUMENTS["glossary"]), (intent,), rng).replace("{problem}", problem))
+        lines.append(_fill_topic(rng.choice(DOCUMENTS["glossary"]), [intent], rng).replace("{problem}", problem))
     return fill_slots("\n".join(lines), scenario)
 
 
@@ -147,34 +160,37 @@ def restated_context(scenario: Scenario, rng: Random, *, restated_only: bool) ->
     said, again = [phrase] + [rng.choice(intent.phrases) for intent in others], ""
     if not others:
         said[0], again = rng.choice([(phrase, ""), (phrase, another), (another, phrase)])
-    frame = rng.choice(WORLD["frames"])
+    frame, mention = rng.choice(WORLD["frames"]), world.draw_mention(scenario, rng)
     if rng.random() < PLAIN:
         frame = frame | {"patterns": ["{problem}{order}."], "openings": [""], "extras": [""]}
-    sentences = [world.draw_wording(frame, said, rng, unseen_pattern=False)]
+    sentences = [world.draw_wording(frame, said, mention, rng, unseen_pattern=False)]
     if again:
-        problem = world.in_person(again.replace("{it}", rng.choice(["it", "the {item}"])), frame["person"])
+        problem = world.in_person(again.replace("{it}", rng.choice(["it", mention])), frame["person"])
         sentences.append(rng.choice(CUSTOMER["restatements"]).format(problem=problem))
     if not again or rng.random() < 0.5:
-        sentences.append(_fill_topic(rng.choice(CUSTOMER["namings"]), scenario.intents, rng))
+        sentences.append(_fill_topic(rng.choice(CUSTOMER["namings"]), [*scenario.intents], rng))
     return fill_slots(" ".join(sentences), scenario, rng.choice(CUSTOMER["orders"]))
 
 
 def mumbled_context(scenario: Scenario, rng: Random) -> str:
     """Write a message of which only the problem was understood: what stands around it tells nothing."""
-    around = [" ".join(rng.choices(SMALL_WORDS, k=rng.randint(0, 6))) for _ in range(3)]
-    pattern = rng.choice(["{} {{problem}}{{order}} {}{}.", "{} {{an_item}}{{order}} {} {{problem}} {}."]).format(
-        *around
-    )
+    words, mention = rng.choice([SMALL_WORDS, SMALL_WORDS, OTHER_WORDS]), world.draw_mention(scenario, rng)
+    around = [" ".join(rng.choices(words, k=rng.randint(0, 6))) for _ in range(3)]
+    patterns = ["{} {{problem}}{{order}} {}{}.", "{} {{an_item}}{{order}} {} {{problem}} {}."]
+    pattern = rng.choice(patterns[: 2 if mention == "the {item}" else 1]).format(*around)
     frame = rng.choice(WORLD["frames"]) | {"patterns": [pattern], "openings": [""], "extras": [""]}
-    wording = world.draw_wording(
-        frame, [rng.choice(intent.phrases) for intent in scenario.intents], rng, unseen_pattern=False
-    )
+    phrases = [rng.choice(intent.phrases) for intent in scenario.intents]
+    wording = world.draw_wording(frame, phrases, mention, rng, unseen_pattern=False)
     return re.sub(r"\s+(?=[ .])", "", fill_slots(wording.strip(), scenario, rng.choice(CUSTOMER["orders"])))
 
 
 def _message(scenario: Scenario, rng: Random) -> str:
     """Write what the customer says, sometimes twice, sometimes with typos."""
-    if rng.random() < RESTATED:
+    if not scenario.intents[0].is_service:
+        context = world.draw_context(scenario, rng)
+        if scenario.intents[0] in OUTSIDE and rng.random() < JUMBLED:
+            context = " ".join(rng.choices(rng.choice([OTHER_WORDS, SMALL_WORDS + OTHER_WORDS]), k=rng.randint(1, 14)))
+    elif rng.random() < RESTATED:
         context = restated_context(scenario, rng, restated_only=False)
     elif rng.random() < MUMBLED:
         context = mumbled_context(scenario, rng)
@@ -186,12 +202,12 @@ def _message(scenario: Scenario, rng: Random) -> str:
     return context
 
 
-def _in_turn(patterns: list[str], intents: tuple[Intent, ...], rng: Random) -> list[str]:
+def _in_turn(patterns: list[str], intents: list[Intent], rng: Random) -> list[str]:
     """Return a sentence for each intent, by the first pattern for the first of them."""
-    return [_fill_topic(pattern, (intent,), rng) for pattern, intent in zip(patterns, intents)]
+    return [_fill_topic(pattern, [intent], rng) for pattern, intent in zip(patterns, intents)]
 
 
-def _fill_topic(pattern: str, intents: tuple[Intent, ...], rng: Random) -> str:
+def _fill_topic(pattern: str, intents: list[Intent], rng: Random) -> str:
     """Fill {topic} with a name of each intent."""
     joint = " and about " if "about {topic}" in pattern else " and "
     return pattern.replace("{topic}", joint.join(rng.choice(intent.topics) for intent in intents))

@@ -1,4 +1,4 @@
-"""The rubric: reading what a customer wants from a context, and rating a reply to it.
+"""The rubric: rating a reply to what a customer wants.
 
 A reply is rated sentence by sentence. First, the customer's item, order number and resolutions are replaced by <item>,
 <order> and <fix0>; what the sentences do with them is then found by the patterns of `rubric.toml`.
@@ -14,23 +14,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from part3_pretrain.retail.recognition import recognise
 from part3_pretrain.retail.world import (
     DEPARTMENTS,
     INTENTS,
-    PRODUCT,
+    OUTSIDE,
+    SMALL_TALK,
     WORLD,
     Intent,
     Scenario,
     any_of,
     names_another_product,
-    phrase_pattern,
 )
+
+__all__ = ["HIGH_QUALITY", "RUBRIC", "Rating", "rate", "recognise"]
 
 RUBRIC = WORLD["rubric"]
 WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("rubric.toml").read_text(encoding="utf-8"))
 HIGH_QUALITY = 4.0  # the lowest rating of a high-quality reply
 ARTICLES = "an?|the|our|your|its|this|that|one|another"
-LONGEST_CONTEXT = 2000  # characters, several times what `draw_context` writes
 LONGEST_SIGNATURE = 8  # words and marks: "Kind regards, Anna Smith."
 LONGEST_REPLY = 4000  # characters; of a longer one, the beginning is rated
 
@@ -61,11 +63,13 @@ def _has_article(intent: Intent) -> bool:
 
 
 SAYS = {name: _whole_words(patterns) for name, patterns in WORDS["patterns"].items()}
-# Each with a part of its longest word, without which there is no need to look for it.
+QUESTIONS = [intent.without_order_number for intent in INTENTS if intent.without_order_number]
+# One intent for each evidence, with a part of its longest word, without which there is no need to look for it.
 EVIDENCE = [
-    (intent, max(intent.evidence.lower().split(), key=len)[:-1], _evidence(intent.evidence)) for intent in INTENTS
+    (intent.evidence, max(intent.evidence.lower().split(), key=len)[:-1], _evidence(intent.evidence))
+    for intent in [*INTENTS, *QUESTIONS, SMALL_TALK[0], OUTSIDE[0]]
 ]
-WITH_ARTICLE = {intent for intent in INTENTS if _has_article(intent)}
+WITH_ARTICLE = {intent.evidence for intent in INTENTS if _has_article(intent)}
 FUNCTION_WORDS, VERBS = (frozenset(WORDS["words"][name].split()) for name in ("function", "verb"))
 CONTRACTIONS: dict[str, str] = WORDS["contractions"]
 CONTRACTION = re.compile(any_of(list(CONTRACTIONS)))
@@ -86,18 +90,22 @@ GIBBERISH = re.compile(  # words without a vowel, six consonants in a row, three
     r"(?<![\w<])(?!pdf|mrs?\b|tv\b|sms\b|hmm)[b-df-hj-np-tv-xz]{3,}(?!\w)|[b-df-hj-np-tv-xz]{6}"
     r"|(?:[@#$%^&*=+~|\\/_{}] ?){3}"
 )
+INVENTED_NAME = re.compile(rf"\b(?=\w{{5}})((?:{any_of(WORLD['products']['syllables'])}){{2,3}})\b")
 NOUNS = any_of([noun for shelf in DEPARTMENTS.values() for noun in shelf["nouns"]])
 OTHER_ITEM = re.compile(
     rf"\b(?:your|(?:for|about|of) (?:the|an?)) (?:\w+ )?({NOUNS})\b|\byour (?:\w+ )?({'|'.join(WORDS['goods'])})\b"
-    rf"|\b(?=\w{{5}})((?:{any_of(WORLD['products']['syllables'])}){{2,3}})\b"  # a name in no catalogue
+    rf"|{INVENTED_NAME.pattern}"
 )
 
 
 def _words_of_ideal_agents() -> set[str]:
     """Return what they say beside the evidence and the harmless negations."""
     ideal = WORLD["ideal"]
-    texts = ideal["next_steps"] + ideal["closings"] + ideal["openings"]["problem"] + ideal["openings"]["question"]
-    for intent in INTENTS:
+    texts = ideal["next_steps"] + ideal["closings"]
+    texts += [
+        text for name in ("openings", "openings_without_item") for texts in ideal[name].values() for text in texts
+    ]
+    for intent in [*INTENTS, *QUESTIONS, *SMALL_TALK, OUTSIDE[0]]:
         texts += [resolution.replace(intent.evidence, " ") for resolution in intent.resolutions]
     return {word for text in texts for word in WORD.findall(SAYS["harmless"].sub(" ", _spell_out(text)))}
 
@@ -167,11 +175,11 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     text = _spell_out(reply[:LONGEST_REPLY])
     item = scenario.item.lower()
     names_wrong_item = names_another_product(text, item)
-    for spelling in (item, (scenario.misspelled or item).lower()):
+    for spelling in filter(None, (item, (scenario.misspelled or item).lower())):
         text = text.replace(f" {spelling} ", " <item> ")
     others = (set(" ".join(groups).split()) for groups in OTHER_ITEM.findall(text))
     names_wrong_item |= any(not other.issubset(item.split()) for other in others)  # "the desk" is an "oak desk"
-    names_item = "<item>" in text and not re.search(r"\bnot (?:\w+ ){0,2}<item>", text)
+    names_item = not item or ("<item>" in text and not re.search(r"\bnot (?:\w+ ){0,2}<item>", text))
 
     numbers = set(ORDER.findall(text)) | set(re.findall(r"\d{4,}", text))
     text = ORDER.sub(lambda order: "order <order>" if order[1] == scenario.order_number else order[0], text)
@@ -179,14 +187,15 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     right_number = cites_order and numbers == {scenario.order_number} if scenario.order_number else not numbers
 
     names_wrong_resolution = False
-    for intent, word, evidence in EVIDENCE:
+    due = [intent.evidence for intent in scenario.due]
+    for words, word, evidence in EVIDENCE:
         if word in text and evidence.search(text):
-            if intent not in scenario.intents:
+            if words not in due:
                 names_wrong_resolution, token = True, "<other>"
             else:
-                token = f"<fix{scenario.intents.index(intent)}>"
+                token = f"<fix{due.index(words)}>"
             text = evidence.sub(token, text)
-            if intent in WITH_ARTICLE and not re.search(rf"\b(?:{ARTICLES}) (?:\w+ ){{0,2}}{token}", text):
+            if words in WITH_ARTICLE and not re.search(rf"\b(?:{ARTICLES}) (?:\w+ ){{0,2}}{token}", text):
                 text = text.replace(token, "<keyword>")
 
     sentences, said, given = SENTENCE_END.split(text.strip()), list[_Sentence](), dict[str, int]()
@@ -196,6 +205,7 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     first, last = min(given.values(), default=0), max(given.values(), default=0)
     acknowledgements = [place for place, one in enumerate(said) if one.acknowledges]
     next_steps = [place for place, one in enumerate(said) if one.promises]
+    is_service = scenario.intents[0].is_service  # else neither an acknowledgement nor a next step is called for
     out_of_order = (
         min(acknowledgements, default=first) > first
         or max(next_steps, default=first) < first
@@ -204,13 +214,13 @@ def rate(scenario: Scenario, reply: str) -> Rating:
         or any(sentence.startswith("and ") for sentence in sentences[: first + 1])
     )
     return Rating(
-        acknowledgement=bool(acknowledgements),
+        acknowledgement=bool(acknowledgements) or not is_service,
         item=names_item,
         wrong_item=names_wrong_item,
-        resolved=len(given) / len(scenario.intents),
+        resolved=len(given) / len(due),
         wrong_resolution=names_wrong_resolution,
         order_number=right_number,
-        next_step=bool(next_steps),
+        next_step=bool(next_steps) or not is_service,
         denied=any(one.refuses for one in said) or any(one.denies for one in said[first:] if given),
         strays=bool(given) and any(one.strays for one in said[first + 1 :]),
         garbled=_is_garbled(text, sentences),
@@ -315,18 +325,3 @@ def _is_signature(sentence: str) -> bool:
 
 GLUE = FUNCTION_WORDS | VERBS
 KNOWN_WORDS = GLUE | set(WORDS["words"]["service"].split()) | _words_of_ideal_agents()
-
-
-def recognise(context: str) -> Scenario | None:
-    """Read a scenario back from a context of this world; None where the problem or the item is not of this world."""
-    if len(context) > LONGEST_CONTEXT:  # of another world, in which megabytes might take a minute to search
-        return None
-    mentions = [(match, intent) for intent in INTENTS for match in phrase_pattern(intent).finditer(context)]
-    mentions.sort(key=lambda mention: mention[0].start())
-    # An item of no catalogue is invented or misspelled.
-    items = PRODUCT.findall(context) or [match[match.lastindex] for match, _ in mentions if match.lastindex]
-    if not mentions or not items:
-        return None
-    order = re.search(r"\border (\d+)", context)
-    intents = tuple(dict.fromkeys(intent for _, intent in mentions))
-    return Scenario(intents, items[0], order[1] if order else None)

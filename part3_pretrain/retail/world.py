@@ -1,6 +1,7 @@
 """The retail world: what is sold, what customers say and what agents write.
 
-All words stand in `retail.toml`; this module composes them, drawing from the `random.Random` that the caller passes.
+All words stand in `retail.toml` and `messages.toml`; this module composes them, drawing from the `random.Random` that
+the caller passes.
 
 Three things are kept out of training by rules that do not depend on a seed, so that data made with one seed may test
 a model trained with another: combinations of an intent and an item, sentence patterns, and the `restated_only` phrases.
@@ -10,20 +11,27 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 from zlib import crc32
 
-WORLD: dict[str, Any] = tomllib.loads(Path(__file__).with_name("retail.toml").read_text(encoding="utf-8"))
+WORLD, MESSAGES = (
+    tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("retail.toml", "messages.toml")
+)
 DEPARTMENTS: dict[str, dict[str, list[str]]] = WORLD["departments"]
 ADJECTIVES: list[str] = WORLD["products"]["adjectives"]
 PERSONS: dict[str, dict[str, str]] = WORLD["person"]  # "first" and "third": the words of every slot
-CUSTOMER: dict[str, list[str]] = WORLD["customer"]
+CUSTOMER: dict[str, Any] = WORLD["customer"]
+GOODS: list[str] = MESSAGES["goods"]  # things of no catalogue, which customers call "my headphones"
 IDEAL: dict[str, Any] = WORLD["ideal"]
 TYPICAL: dict[str, Any] = WORLD["typical"]
+
+
+IN_A_PATTERN = 0.6  # share of the customers with one problem who say it in a pattern of `[[frames]]`
 
 
 @dataclass(frozen=True, eq=False)  # each is made once, in `INTENTS`
@@ -39,19 +47,52 @@ class Intent:
     evidence: str
     resolutions: list[str]
     departments: list[str] = field(default_factory=lambda: list(DEPARTMENTS))
+    messages: list[str] = field(default_factory=list)
+    without_order_number: Intent | None = None  # what has to be asked first
+
+    @property
+    def is_service(self) -> bool:
+        """Whether this is what a shop is for, rather than small talk or what no shop can answer."""
+        return bool(self.phrases)
 
 
-INTENTS = [Intent(**entry) for entry in WORLD["intents"]]
+def _service_intents() -> Iterator[Intent]:
+    for entry in WORLD["intents"]:
+        if asks := entry.get("without_order_number"):
+            asking = Intent(
+                **(entry | asks | {"name": f"{entry['name']}_without_number", "without_order_number": None})
+            )
+            entry = entry | {"without_order_number": asking}
+        yield Intent(**entry, messages=MESSAGES["messages"][entry["name"]])
+
+
+def _other_intents(kind: str) -> Iterator[Intent]:
+    """Read small talk, or what is handed over: one intent a topic, whose resolutions are the whole replies."""
+    same: dict[str, Any] = {"category": kind.replace("_", " "), "tone": "question", "phrases": [], "restated_only": []}
+    for entry in MESSAGES[kind]:
+        words = WORLD[kind].get(entry["name"], WORLD[kind])
+        answers = {"topics": words["topics"], "resolutions": words["resolutions"]}
+        yield Intent(**same, **entry, **answers, evidence=WORLD[kind]["evidence"])
+
+
+INTENTS = [*_service_intents()]
+SMALL_TALK = [*_other_intents("small_talk")]
+OUTSIDE = [*_other_intents("hand_over")]  # what is handed over to a person
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a customer wants: one or two intents about one item, perhaps with an order number."""
+    """What a customer wants: one or two intents, about an item or none, perhaps with an order number."""
 
     intents: tuple[Intent, ...]
-    item: str
+    item: str = ""  # if one is named
     order_number: str | None = None
     misspelled: str | None = None  # the item as this customer writes it, if that is wrong
+
+    @property
+    def due(self) -> list[Intent]:
+        """What an agent has to do about each intent: what it says, or ask for the order number first."""
+        return [(not self.order_number and intent.without_order_number) or intent for intent in self.intents]
 
 
 # ---------------------------------------------------------------------------------------------------- items
@@ -96,7 +137,17 @@ def invent_item(rng: Random, *, held_out: bool) -> str:
 
 def is_held_out_item(intent: Intent, item: str) -> bool:
     """Return whether this intent about this item is held out for validation and test (one combination in five)."""
-    return _is_one_in(5, f"{intent.name}|{item}")
+    return bool(item) and _is_one_in(5, f"{intent.name}|{item}")
+
+
+def is_held_out_topic(intent: Intent) -> bool:
+    """Return whether what no shop can answer is about a topic that is held out for a test (one in three)."""
+    return _is_one_in(3, intent.name)
+
+
+def messages_of(intent: Intent, *, held_out: bool) -> list[str]:
+    """Return those messages of an intent that are held out for a test, every fourth, or the others."""
+    return [message for place, message in enumerate(intent.messages, start=1) if (place % 4 == 0) == held_out]
 
 
 def _is_one_in(count: int, text: str) -> bool:
@@ -126,9 +177,42 @@ def draw_scenario(
             continue
         is_invented = rng.random() < invented_items
         item = invent_item(rng, held_out=held_out_item) if is_invented else draw_item(rng, departments)
-        order_number = str(rng.randint(10000, 99999)) if rng.random() < 0.5 else None
         if all(is_held_out_item(intent, item) == held_out_item for intent in chosen):
-            return Scenario(chosen, item, order_number)
+            return Scenario(chosen, item, _draw_order_number(rng))
+
+
+def draw_customer(
+    rng: Random,
+    *,
+    held_out_item: bool,
+    shares: dict[str, float] = CUSTOMER["shares"],
+    two_problems: float = 0.1,
+    invented_items: float = 0.0,
+) -> Scenario:
+    """Draw whoever may write to a shop: with a product or another thing or none, for a chat, or to the wrong place.
+
+    The other arguments are those of `draw_scenario`.
+    """
+    match rng.choices(list(shares), list(shares.values()))[0]:
+        case "small_talk":
+            return Scenario((rng.choice(SMALL_TALK),))
+        case "outside":
+            return Scenario((rng.choice([topic for topic in OUTSIDE if not is_held_out_topic(topic)]),))
+        case "no_item":
+            intents = rng.sample(INTENTS, 2 if rng.random() < two_problems else 1)
+            return Scenario(tuple(intents), order_number=_draw_order_number(rng))
+        case "other_goods":
+            intent = rng.choice([intent for intent in INTENTS if intent.departments == list(DEPARTMENTS)])
+            item = rng.choice([item for item in GOODS if is_held_out_item(intent, item) == held_out_item])
+            return Scenario((intent,), item, _draw_order_number(rng))
+        case _:
+            return draw_scenario(
+                rng, held_out_item=held_out_item, two_problems=two_problems, invented_items=invented_items
+            )
+
+
+def _draw_order_number(rng: Random) -> str | None:
+    return str(rng.randint(10000, 99999)) if rng.random() < 0.5 else None
 
 
 # ---------------------------------------------------------------------------------------------------- customers
@@ -140,20 +224,60 @@ def draw_context(scenario: Scenario, rng: Random, *, unseen_pattern: bool = Fals
     With `restated_only` the (first) problem is said with a phrase that training knows from restatements alone.
     """
     first, *others = scenario.intents
+    if not first.is_service or not (others or unseen_pattern or restated_only or rng.random() < IN_A_PATTERN):
+        return draw_message(scenario, rng)
     phrases = [rng.choice(first.restated_only if restated_only else first.phrases)]
     phrases += [rng.choice(intent.phrases) for intent in others]
-    wording = draw_wording(rng.choice(WORLD["frames"]), phrases, rng, unseen_pattern=unseen_pattern)
+    mention = draw_mention(scenario, rng)
+    wording = draw_wording(rng.choice(WORLD["frames"]), phrases, mention, rng, unseen_pattern=unseen_pattern)
     return fill_slots(wording, scenario, rng.choice(CUSTOMER["orders"]))
 
 
-def draw_wording(frame: dict[str, Any], phrases: list[str], rng: Random, *, unseen_pattern: bool) -> str:
-    """Draw a sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open."""
-    pattern = rng.choice(frame["unseen_patterns" if unseen_pattern else "patterns"])
+def draw_message(scenario: Scenario, rng: Random, *, unseen: bool = False) -> str:
+    """Write a message as people type it: one of the intent's own, with or without capitals and full stops.
+
+    With `unseen` it is one that is held out.
+    """
+    (intent,) = scenario.intents
+    messages = messages_of(intent, held_out=unseen)
+    message = rng.choice([message for message in messages if "{it}" in message or not scenario.item])
+    frame = WORLD["frames"][message.startswith("Customer ")]
+    mention = draw_mention(scenario, rng)
+    if mention == "the {item}":
+        mention = rng.choice([mention, "{my} {item}"])
+    text = in_person(message.replace("{it}", mention), frame["person"])
+    if scenario.order_number:
+        text = text.rstrip(".?!") + rng.choice(CUSTOMER["orders"]) + "."
+    if intent.is_service:
+        opening, extra = (rng.choice(frame[name]) if rng.random() < 0.2 else "" for name in ("openings", "extras"))
+        text = f"{opening} {text} {extra}".strip()
+    elif intent in OUTSIDE and rng.random() < 0.2:
+        text = f"{rng.choice(frame['openings'])} {text}"
+    text = fill_slots(text, scenario)
+    if rng.random() < 0.3:
+        text = text.rstrip(".?!")
+    return text.lower() if rng.random() < 0.5 else text
+
+
+def draw_mention(scenario: Scenario, rng: Random) -> str:
+    """Draw how the customer first speaks of the item, or of the order where no item is named."""
+    if not scenario.item:
+        return rng.choice(CUSTOMER["mentions"])
+    return "{my} {item}" if scenario.item in GOODS else "the {item}"
+
+
+def draw_wording(frame: dict[str, Any], phrases: list[str], mention: str, rng: Random, *, unseen_pattern: bool) -> str:
+    """Draw a sentence pattern that says the phrases and leaves {item}, {an_item} and {order} open.
+
+    Only products of the catalogue, and those with an invented name, are introduced as "a walnut bookshelf".
+    """
+    patterns = frame["unseen_patterns" if unseen_pattern else "patterns"]
+    pattern = rng.choice([one for one in patterns if mention == "the {item}" or "{an_item}" not in one])
     pattern = re.sub(r"\{(\w+)}", lambda slot: rng.choice(frame["words"].get(slot[1], [slot[0]])), pattern)
     if not unseen_pattern and rng.random() < 0.5:
         pattern = f"{rng.choice(frame['openings'])} {pattern}".strip()
     extra = rng.choice(frame["extras"]) if rng.random() < 0.5 else ""
-    problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else "the {item}")
+    problem = phrases[0].replace("{it}", "it" if "{an_item}" in pattern else mention)
     for phrase in phrases[1:]:
         problem += rng.choice(CUSTOMER["links"]) + phrase.replace("{it}", "it")
     return f"{pattern} {extra}".strip().replace("{problem}", in_person(problem, frame["person"]))
@@ -166,24 +290,18 @@ def in_person(phrase: str, person: str) -> str:
     return phrase
 
 
-@cache
-def phrase_pattern(intent: Intent) -> re.Pattern[str]:
-    """Match any of the intent's phrases, in any person, up to the clause's end; a group that matched is the item."""
-    phrases = any_of(intent.phrases + intent.restated_only)
-    for slot in PERSONS["first"]:
-        words = any_of([person[slot] for person in PERSONS.values()])
-        phrases = phrases.replace(re.escape("{" + slot + "}"), f"(?:{words})")
-    phrases = phrases.replace(re.escape("{it}"), r"(?:it|the (\w+(?: \w+){0,3}?))")
-    orders = [order.partition("{number}")[0] for order in CUSTOMER["orders"]]
-    return re.compile(rf"\b(?:{phrases})(?={any_of(['.', *orders, *CUSTOMER['links']])})", re.IGNORECASE)
-
-
 def fill_slots(text: str, scenario: Scenario, order: str = "") -> str:
-    """Fill {item}, {an_item}, {order} (by the pattern `order`) and {number}; begin every sentence with a capital."""
+    """Fill {item}, {an_item}, {order} (by the pattern `order`) and {number}; begin every sentence with a capital.
+
+    Who names no item has an order: "your order 48213".
+    """
+    item = scenario.item or "order"
+    if not scenario.item:
+        text = text.replace("{item}{order}", "{item} {number}" if scenario.order_number else "{item}")
     text = text.replace("{order}", order if scenario.order_number else "")
     text = text.replace("{number}", scenario.order_number or "")
-    text = text.replace("{an_item}", f"{'an' if scenario.item[0] in 'aeiou' else 'a'} {scenario.item}")
-    return capitalise(text.replace("{item}", scenario.item))
+    text = text.replace("{an_item}", f"{'an' if item[0] in 'aeiou' else 'a'} {item}")
+    return capitalise(text.replace("{item}", item))
 
 
 def capitalise(text: str) -> str:
@@ -232,16 +350,20 @@ def rename(context: str, scenario: Scenario, item: str) -> tuple[str, Scenario]:
 
 def ideal_reply(scenario: Scenario, rng: Random) -> str:
     """Write what an ideal agent does; every part varies, and the rubric rates it 5.0."""
+    first = scenario.intents[0]
+    if not first.is_service:
+        return zipf_choice(first.resolutions, rng)
+    openings = IDEAL["openings" if scenario.item or scenario.order_number else "openings_without_item"]
     sentences = [
-        zipf_choice(IDEAL["openings"][scenario.intents[0].tone], rng),
-        _policy_answer(scenario.intents, rng),
+        zipf_choice(openings[first.tone], rng),
+        _policy_answer(scenario.due, rng),
         zipf_choice(IDEAL["next_steps"], rng),
         zipf_choice(IDEAL["closings"], rng),
     ]
     return fill_slots(" ".join(sentences).strip(), scenario, zipf_choice(IDEAL["orders"], rng))
 
 
-def _policy_answer(intents: tuple[Intent, ...], rng: Random) -> str:
+def _policy_answer(intents: list[Intent], rng: Random) -> str:
     """Write what the policy prescribes: each problem by its name, and its resolution."""
     sentences = []
     for intent, patterns in zip(intents, [IDEAL["answers"], IDEAL["further_answers"]]):
@@ -256,11 +378,13 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
     No combination of an intent and an item that is held out occurs: wrong replies too must not tell what tests ask.
     """
     style = rng.choices(list(TYPICAL["shares"]), TYPICAL["shares"].values())[0]
-    if style == "no_order_number" and not scenario.order_number:
+    if not scenario.intents[0].is_service or (style == "no_order_number" and not scenario.order_number):
         style = "evasive"
+    if style == "resolution_only" and not scenario.item:  # which would be good enough
+        style = "wrong_resolution"
     match style:
         case "resolution_only":
-            return f"{_typical_opening(scenario, rng)} {_policy_answer(scenario.intents, rng)}"
+            return f"{_typical_opening(scenario, rng)} {_policy_answer(scenario.due, rng)}"
         case "wrong_resolution":
             intents = list(scenario.intents)  # one of two problems, or else one that the customer does not have
             if len(intents) == 1:

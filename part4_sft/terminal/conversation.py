@@ -1,7 +1,8 @@
 """Both models reply to the same messages, side by side.
 
 Each message is answered by itself, as contexts are in training. Asked for the first time, a model answers as in
-`replies.json` of a run with the same settings; asked once more, it draws other words.
+`replies.json` of a run with the same settings; asked once more, it draws other words. Where the fine-tuned model is not
+sure, the message goes to a person instead.
 """
 
 from __future__ import annotations
@@ -15,29 +16,46 @@ from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any
+from typing import Any, NamedTuple
 
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.model import Transformer
+from part3_pretrain.retail.invention import invented
 from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.device import choose_device
+from part4_sft import hand_over
 from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.encoding import PairEncoder
-from part4_sft.generation import Sampling, longest_prompt, stream
+from part4_sft.generation import Sampling, generate, longest_prompt, stream
 from part4_sft.terminal.screen import BOLD, DIM, styled, wrapped
 
 NAMES = {"pretrained": "pretrained", "sft": "fine-tuned"}  # as they are shown
 GAP = "   "  # between columns
 Models = dict[str, tuple[Transformer, PairEncoder]]  # each with how it reads texts
-Reply = tuple[str, bool]  # what a model has written so far, and whether it came to its end by itself
 
 
-def load_models(path: Path, base: Path | None, template: str | None, max_new_tokens: int, device_name: str) -> Models:
+class Reply(NamedTuple):
+    """What a model has written so far, and what is made of it in the end."""
+
+    text: str  # as the customer reads it
+    draft: str  # the model's own words
+    stops_by_itself: bool = False
+    handed_over: bool = False  # by the model's own words, or instead of them
+
+
+def load_models(
+    path: Path, base: Path | None, template: str | None, max_new_tokens: int, device_name: str
+) -> tuple[Models, float]:
     """Read the pretrained model at `base` and the fine-tuned one at `path`, and move them to the device.
 
-    Where `base` or `template` is None, they are those of the fine-tuning. Raises UserError where a model cannot be
-    read, or the fine-tuned one does not tell what it was made from.
+    Where `base` or `template` is None, they are those of the fine-tuning.
+
+    Returns:
+        The models, and the calibrated confidence below which a reply of the fine-tuned one is handed over.
+
+    Raises:
+        UserError: a model cannot be read, or the fine-tuned one does not tell what it was made from.
     """
     device = choose_device(device_name)
     if not path.exists():
@@ -54,37 +72,58 @@ def load_models(path: Path, base: Path | None, template: str | None, max_new_tok
     for name, checkpoint in {"pretrained": load_checkpoint(base), "sft": sft}.items():
         encoder = PairEncoder.for_checkpoint(checkpoint, template, max_length, max_new_tokens)
         models[name] = checkpoint.model.to(device).eval(), encoder
-    return models
+    return models, sft.made_by.get("hand_over", 0.0)
 
 
-def converse(models: Models, contexts: Iterable[str], sampling: Sampling, seed: int, as_json: bool) -> None:
-    """Let both models reply to each message, and print it as JSON, in columns on a terminal, or line by line."""
+def converse(
+    models: Models, contexts: Iterable[str], sampling: Sampling, seed: int, threshold: float, as_json: bool
+) -> None:
+    """Let both models reply to each message, and print it as JSON, in columns on a terminal, or line by line.
+
+    The fine-tuned model's reply is handed over where its confidence is below the threshold.
+    """
     times_asked = Counter[str]()
     for context in contexts:
         own_seed = f"{seed}/{times_asked[context]}"
         times_asked[context] += 1
-        streams = {name: reply_to(*model, context, sampling, own_seed) for name, model in models.items()}
+        streams = {
+            name: reply_to(*model, context, sampling, own_seed, threshold if name == "sft" else 0.0)
+            for name, model in models.items()
+        }
         if as_json:
             values: dict[str, Any] = {"context": context}
-            for name, (*_, (text, stopped)) in streams.items():
-                values[name] = {"text": text, "stops_by_itself": stopped, **rating_of(context, text)}
+            for name, (*_, reply) in streams.items():
+                unfounded = invented(context, reply.text)
+                values[name] = reply._asdict() | {"invented": unfounded} | rating_of(context, reply.text)
             print(json.dumps(values, ensure_ascii=False), flush=True)
         elif sys.stdout.isatty():
             show_side_by_side(context, streams)
         else:
             print(f"customer: {context}")
-            for name, (*_, (text, _)) in streams.items():
-                print(f"{NAMES[name]}: {text} {rating_in_words(context, text)}".rstrip())
+            for name, (*_, reply) in streams.items():
+                print(f"{NAMES[name]}: {reply.text} {remarks(context, reply)}".rstrip())
             print(flush=True)
 
 
-def reply_to(model: Transformer, encoder: PairEncoder, context: str, sampling: Sampling, seed: str) -> Iterator[Reply]:
-    """Yield the reply so far after every token, and the whole reply last."""
+def reply_to(
+    model: Transformer, encoder: PairEncoder, context: str, sampling: Sampling, seed: str, threshold: float
+) -> Iterator[Reply]:
+    """Yield the reply so far after every token, and the whole reply last; a reply that is handed over as a whole."""
+    prompt = encoder.encode_prompt(context, longest_prompt(model, sampling))
+    if threshold:
+        seeds = [seed, *(f"{seed}/other {number}" for number in range(hand_over.OTHERS))]
+        drawn = [generate(model, [prompt], sampling, seed=own)[0] for own in seeds]
+        draft, *others = encoder.decode([reply.ids for reply in drawn])
+        if hand_over.confidence(draft, others) < threshold:
+            yield Reply(hand_over.REPLY, draft, drawn[0].stopped, True)
+            return
     ids: list[int] = []
-    for token in stream(model, encoder.encode_prompt(context, longest_prompt(model, sampling)), sampling, seed):
+    for token in stream(model, prompt, sampling, seed):
         ids.append(token)
-        yield encoder.decode([ids])[0], False
-    yield encoder.decode([ids])[0], len(ids) < sampling.max_new_tokens
+        text = encoder.decode([ids])[0]
+        yield Reply(text, text)
+    text = encoder.decode([ids])[0]
+    yield Reply(text, text, len(ids) < sampling.max_new_tokens, hand_over.EVIDENCE in text)
 
 
 def rating_of(context: str, text: str) -> dict[str, Any]:
@@ -101,17 +140,25 @@ def rating_in_words(context: str, text: str) -> str:
     return f"(rated {'; '.join([format(rating['rating'], '.1f'), *rating['faults']])})" if rating else ""
 
 
+def remarks(context: str, reply: Reply) -> str:
+    """Say in brackets what a reply that is handed over stands for, how a reply is rated, and what it invents."""
+    draft = f"(handed over; its own words were: {reply.draft})" if reply.text != reply.draft else ""
+    unfounded = invented(context, reply.text)
+    invention = f"(invented: {', '.join(unfounded)})" if unfounded else ""
+    return " ".join(filter(None, [draft, rating_in_words(context, reply.text), invention]))
+
+
 def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None:
     """Draw all replies at once, each in a column of its own, token by token, and their ratings at the end."""
     columns, lines = get_terminal_size()
     width = (columns - len(GAP) * (len(streams) - 1)) // len(streams) - 1
     print(styled(GAP.join(NAMES[name].ljust(width) for name in streams).rstrip(), BOLD))
-    texts = [""] * len(streams)
+    shown = [Reply("", "")] * len(streams)
     rows: list[str] = []
     for replies in zip_longest(*streams.values()):
-        texts = [reply[0] if reply else text for reply, text in zip(replies, texts)]
-        rows = _redraw(len(rows), _in_columns(texts, width)[2 - lines :])  # the last that fit
-    ends = [f"{text}\n{rating_in_words(context, text)}".rstrip() for text in texts]
+        shown = [reply or before for reply, before in zip(replies, shown)]
+        rows = _redraw(len(rows), _in_columns([reply.text for reply in shown], width)[2 - lines :])  # the last that fit
+    ends = [f"{reply.text}\n{remarks(context, reply)}".rstrip() for reply in shown]
     _redraw(len(rows), _in_columns(ends, width))
 
 
@@ -142,7 +189,7 @@ def read_messages() -> Iterator[str]:
     history = Path("~/.part4_sft_history").expanduser()
     with suppress(OSError):
         readline.read_history_file(history)
-    print(styled("What does a customer want? For example: The tiered planter has a large crack.", DIM))
+    print(styled("What does a customer want? For example: My headphones stopped working after two days.", DIM))
     try:
         with suppress(EOFError):
             while True:

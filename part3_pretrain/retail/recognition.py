@@ -1,0 +1,103 @@
+"""Reading back from a context of this world what its customer wants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from part3_pretrain.retail.world import (
+    CUSTOMER,
+    GOODS,
+    INTENTS,
+    OUTSIDE,
+    PERSONS,
+    PRODUCT,
+    SMALL_TALK,
+    Intent,
+    Scenario,
+    any_of,
+    in_person,
+)
+
+LONGEST_CONTEXT = 2000  # characters, several times what `draw_context` writes
+NO_ITEM = any_of(["it", *{in_person(mention, person) for mention in CUSTOMER["mentions"] for person in PERSONS}])
+ANY_NAME = r"\w+(?: (?!(?:the|my|their|that|because)\b)\w+){0,3}?"
+IT = rf"(?:(?:the|my|their) ({any_of(GOODS)})|(?:{NO_ITEM})|(?:the|my|their) ({ANY_NAME}))"
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """Where a context says what its customer wants."""
+
+    start: int
+    end: int
+    intent: Intent
+    item: str | None
+
+    def is_part_of(self, other: _Mention) -> bool:
+        longer = self.end - self.start < other.end - other.start
+        return longer and other.start <= self.start and self.end <= other.end
+
+
+@lru_cache(2**14)
+def recognise(context: str) -> Scenario | None:
+    """Read a scenario back from a context; None where what the customer wants is not of this world."""
+    if len(context) > LONGEST_CONTEXT:  # of another world, in which megabytes might take a minute to search
+        return None
+    found = [*_find_service(context), *_find_others(context.lower())]
+    mentions = [one for one in found if not any(one.is_part_of(another) for another in found)]
+    service = sorted((one for one in mentions if one.intent.is_service), key=lambda one: one.start)
+    if service:
+        # An item of no catalogue is invented or misspelled.
+        items = PRODUCT.findall(context.lower()) or [one.item for one in service if one.item]
+        order = re.search(r"\border (\d+)", context, re.IGNORECASE)
+        intents = tuple(dict.fromkeys(one.intent for one in service))
+        return Scenario(intents, items[0] if items else "", order[1] if order else None)
+    if mentions:  # a greeting may stand before what no shop can answer
+        chosen = max(mentions, key=lambda one: (one.intent in OUTSIDE, one.end - one.start))
+        return Scenario((chosen.intent,))
+    return None
+
+
+def _find_service(context: str) -> Iterator[_Mention]:
+    lower = context.lower()
+    for intent in INTENTS:
+        patterns = [phrase_pattern(intent)]
+        patterns += [pattern for part, pattern in message_patterns(intent) if part in lower]
+        for pattern in patterns:
+            for match in pattern.finditer(context):
+                yield _Mention(*match.span(), intent, next(filter(None, match.groups()), None))
+
+
+def _find_others(context: str) -> Iterator[_Mention]:
+    for intent in SMALL_TALK + OUTSIDE:
+        for message in intent.messages:
+            text = message.lower().rstrip(".?!")
+            if text in context and (match := re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)):
+                yield _Mention(*match.span(), intent, None)
+
+
+@cache
+def phrase_pattern(intent: Intent) -> re.Pattern[str]:
+    """Match any of the intent's phrases, in any person, up to the clause's end; a group that matched is the item."""
+    phrases = any_of(intent.phrases + intent.restated_only)
+    for slot in PERSONS["first"]:
+        words = any_of([person[slot] for person in PERSONS.values()])
+        phrases = phrases.replace(re.escape("{" + slot + "}"), f"(?:{words})")
+    phrases = phrases.replace(re.escape("{it}"), IT)
+    orders = [order.partition("{number}")[0] for order in CUSTOMER["orders"]]
+    return re.compile(rf"\b(?:{phrases})(?={any_of(['.', *orders, *CUSTOMER['links']])})", re.IGNORECASE)
+
+
+@cache
+def message_patterns(intent: Intent) -> list[tuple[str, re.Pattern[str]]]:
+    """Return a pattern for each of the intent's messages, and a part without which it need not be looked for."""
+    patterns = []
+    for message in intent.messages:
+        text = message.rstrip(".?!")
+        part = max(text.lower().split("{it}"), key=len)
+        pattern = re.escape(text).replace(re.escape("{it}"), IT)
+        patterns.append((part, re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE)))
+    return patterns
