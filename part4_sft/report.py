@@ -116,6 +116,8 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
             sections[title] = [meaning, score_table(evaluation[key])]
     if "robustness" in evaluation:
         sections["Untidy contexts"] = _untidy_contexts(evaluation["robustness"])
+    if "curve" in evaluation.get("hand_over", {}):
+        sections["When does it not answer?"] = _hand_over(evaluation["hand_over"])
     if "controls" in evaluation:
         sections["Was it taught?"] = _controls(evaluation)
     sections["Could a look-up do it?"] = _look_up(evaluation["sft"], evaluation["baselines"])
@@ -213,10 +215,47 @@ def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:
     ]
     return [
         "The test contexts once more: with a random typo each, in lower case, and about a product whose name is in "
-        "no catalogue. An item counts as named if it is spelled as in the catalogue or as the customer spells it. "
-        "Share rated 4.0 or more:",
+        "no catalogue. An item counts as named if it is spelled as in the catalogue or as the customer spells it. Then "
+        "messages as people type them that no training text holds, and messages about topics of which no training text "
+        "speaks, and that no shop can answer. Share rated 4.0 or more:",
         markdown_table(["contexts", *(AUTHORS[author] for author in MODELS)], rows),
     ]
+
+
+def _hand_over(hand_over: dict[str, Any]) -> list[str]:
+    threshold, curve = hand_over["threshold"], hand_over["curve"]
+    chosen = next(point for point in curve if point["threshold"] >= threshold or point is curve[-1])
+    return [
+        "A reply goes to a person, who reads the model's draft, where too few other replies that the model draws for "
+        "the same message claim the same. The threshold was chosen on validation contexts: "
+        f"{threshold:.2f}. **On the test the model answers {chosen['coverage']:.1%} by itself, with "
+        f"{chosen['rated_4_or_more']:.1%} rated 4.0 or more, and hands {1 - chosen['coverage']:.1%} to a person**; "
+        f"without it, it would answer all with {curve[0]['rated_4_or_more']:.1%}.",
+        "![coverage](coverage.png)",
+    ]
+
+
+def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
+    """Draw the share of test replies that the model gives by itself against the quality of these."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    curve = hand_over["curve"]
+    axes.plot([point["coverage"] for point in curve], [point["rated_4_or_more"] for point in curve], "o-", color=BLUE)
+    chosen = next(point for point in curve if point["threshold"] >= hand_over["threshold"] or point is curve[-1])
+    place = (chosen["coverage"], chosen["rated_4_or_more"])
+    axes.plot(
+        *place,
+        "o",
+        color=ORANGE,
+        markersize=10,
+        label=f"the threshold chosen on validation: {hand_over['threshold']:.2f}",
+    )
+    axes.set(title="What the model answers by itself", xlabel="share of the test replies (the others go to a person)")
+    axes.set_ylabel("share of these rated 4.0 or more")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _controls(evaluation: dict[str, Any]) -> list[str]:

@@ -192,6 +192,9 @@ def save(
         written.append(out / name)
     report.save_loss_curve(curve, evaluation["steps"]["loss"], evaluation["by_epoch"])
     report.save_report(text, evaluation)
+    if "curve" in evaluation.get("hand_over", {}):
+        report.save_coverage(out / "coverage.png", evaluation["hand_over"])
+        written.append(out / "coverage.png")
     return [*written, curve, text]
 
 

@@ -14,17 +14,18 @@ from part3_pretrain import corpus
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.retail import documents, world
 from part3_pretrain.retail.rubric import recognise
-from part3_pretrain.retail.world import IDEAL, INTENTS, PRODUCT, WORLD, is_held_out_item
+from part3_pretrain.retail.world import IDEAL, INTENTS, OUTSIDE, PRODUCT, SMALL_TALK, WORLD, is_held_out_item
 from part4_sft.dataset import Pair
 from tests.conftest import draw_scenarios, tell_tale
 
+EVERY_INTENT = INTENTS + [intent.without_order_number for intent in INTENTS if intent.without_order_number]
 SYLLABLES = "|".join(WORLD["products"]["syllables"])
 ITEM = re.compile(rf"{PRODUCT.pattern}|\b(?:{SYLLABLES}){{2,3}}\b")
 # Wider than the rubric: whatever could be meant so.
 SIGNS = {
     "acknowledges": re.compile("sorry|apolog|thank you for|thanks for|good to hear"),
     "names the item": ITEM,
-    "resolves": re.compile("|".join(re.escape(intent.evidence) for intent in INTENTS)),
+    "resolves": re.compile("|".join(re.escape(intent.evidence) for intent in EVERY_INTENT + SMALL_TALK + OUTSIDE[:1])),
     "says what happens next": re.compile(r"within|today|tomorrow|this evening"),
 }
 
@@ -43,8 +44,10 @@ def masked_sentences(text: str) -> list[str]:
 
 def ideal_sentences() -> set[str]:
     """Every sentence of every ideal reply, as `masked_sentences` returns it, with an order and without one."""
-    texts = [*IDEAL["next_steps"], *IDEAL["closings"], *IDEAL["openings"]["problem"], *IDEAL["openings"]["question"]]
-    for intent in INTENTS:
+    texts = [*IDEAL["next_steps"], *IDEAL["closings"]]
+    texts += [text for name in ("openings", "openings_without_item") for one in IDEAL[name].values() for text in one]
+    texts += [text for intent in SMALL_TALK + OUTSIDE[:1] for text in intent.resolutions]
+    for intent in EVERY_INTENT:
         for pattern in IDEAL["answers"] + IDEAL["further_answers"]:
             texts += [
                 pattern.format(topic=topic, resolution=resolution)
@@ -83,7 +86,7 @@ def test_the_behaviour_would_be_found() -> None:
 
 def test_no_document_begins_to_answer_a_problem_as_ideal_agents_do(texts: list[str]) -> None:
     """Else ten pairs would be enough to learn that. A second problem is another matter: "And as for ..." is known."""
-    topics = "|".join(re.escape(topic) for intent in INTENTS for topic in intent.topics)
+    topics = "|".join(re.escape(topic) for intent in EVERY_INTENT for topic in intent.topics)
     begins = {re.escape(pattern.partition("{topic}")[0]) for pattern in IDEAL["answers"]}
     way = re.compile(rf"(?:{'|'.join(begins)})(?:{topics})\b")
     assert [text for text in texts if way.search(text)] == []
@@ -116,7 +119,7 @@ def test_a_message_is_filed_under_its_problems_with_its_item_and_order() -> None
         message, *lines = documents.filed_message(scenario, rng).lower().split("\n")
         filed = "\n".join(lines)
         assert scenario.item in filed and (scenario.order_number or "") in filed
-        assert all(any(topic in filed for topic in intent.topics) for intent in scenario.intents)
+        assert all(any(topic in filed for topic in intent.topics) for intent in scenario.due)
         assert message.startswith("customer: ")
 
 
@@ -125,7 +128,9 @@ def test_policies_tell_the_resolution_of_each_problem_and_name_no_item(monkeypat
     rng = Random(0)
     for scenario in draw_scenarios(300, two_problems=0.5):
         text = documents.policy(scenario, rng).lower()
-        assert [intent for intent in INTENTS if intent.evidence in text] == sorted(scenario.intents, key=INTENTS.index)
+        assert {intent.evidence for intent in EVERY_INTENT if intent.evidence in text} == {
+            intent.evidence for intent in scenario.due
+        }
         assert not ITEM.search(text)
 
 

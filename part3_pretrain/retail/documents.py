@@ -14,18 +14,28 @@ from random import Random
 from typing import Any
 
 from part3_pretrain.retail import world
-from part3_pretrain.retail.world import CUSTOMER, INTENTS, OUTSIDE, PERSONS, WORLD, Intent, Scenario, fill_slots
+from part3_pretrain.retail.world import (
+    CUSTOMER,
+    INTENTS,
+    OUTSIDE,
+    PERSONS,
+    SMALL_TALK,
+    WORLD,
+    Intent,
+    Scenario,
+    fill_slots,
+)
 
 DOCUMENTS: dict[str, Any] = WORLD["documents"]
 SMALL_WORDS = sorted(
     {word for frame in WORLD["frames"] for texts in frame["words"].values() for text in texts for word in text.split()}
     - {"evening"}  # behind "this" it would say when something happens
 )
+KNOWN_OUTSIDE = [topic for topic in OUTSIDE if not world.is_held_out_topic(topic)]
 OTHER_WORDS = sorted(  # of what no shop can answer
     {
         word
-        for topic in OUTSIDE
-        if not world.is_held_out_topic(topic)
+        for topic in KNOWN_OUTSIDE
         for message in world.messages_of(topic, held_out=False)
         for word in re.findall(r"[A-Za-z']+", message)
     }
@@ -40,6 +50,10 @@ RESTATED = 0.3  # of the messages that are answered or filed say their problem t
 MISTYPED = 0.5  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
+TYPED = 0.5  # of the messages about one problem are such as people type
+NAMED = 0.6  # of the agents who do nothing name what the message is about
+BLURRED = 0.3  # of the messages that people type are put together from halves of two, and lack some words
+DROPPED_WORDS = 0.1  # of these
 JUMBLED = 0.3  # of the messages that no shop can answer are words in no order
 IN_TURN = 0.8  # of the filed messages have a sentence for each problem
 REMARKED = 0.3  # of these have a remark before
@@ -70,8 +84,13 @@ def filed_message(scenario: Scenario, rng: Random) -> str:
 
 def conversation(scenario: Scenario, rng: Random) -> str:
     """Write a customer and an agent who does nothing, and further turns in which the item or the order is repeated."""
-    turns = [(_message(scenario, rng), world.evasive_reply(scenario, rng))]
-    while rng.random() < CONTINUED:
+    evasion = world.evasive_reply(scenario, rng)
+    if rng.random() < NAMED:
+        opening = world.typical_opening(scenario, rng) if scenario.intents[0].is_service else ""
+        naming = _fill_topic(rng.choice(DOCUMENTS["evasions_with_topic"]), scenario.due, rng)
+        evasion = world.capitalise(f"{opening} {naming}".strip())
+    turns = [(_message(scenario, rng), evasion)]
+    while scenario.item and rng.random() < CONTINUED:
         about_order = scenario.order_number and rng.random() < 0.5
         turn = rng.choice(WORLD["order_follow_ups" if about_order else "follow_ups"])
         turns.append((fill_slots(turn["customer"], scenario), fill_slots(turn["agent"], scenario)))
@@ -111,10 +130,17 @@ def _policy_page(intents: list[Intent], rng: Random) -> str:
 def glossary(scenario: Scenario, rng: Random) -> str:
     """Write some lines of the help desk's list of what customers say, and under which name it goes."""
     lines = []
-    for intent in [*scenario.intents, *rng.sample(INTENTS, rng.randint(0, 1))]:
-        problem = world.in_person(rng.choice(intent.phrases), rng.choice([*PERSONS])).replace("{it}", "it")
-        lines.append(_fill_topic(rng.choice(DOCUMENTS["glossary"]), [intent], rng).replace("{problem}", problem))
-    return fill_slots("\n".join(lines), scenario)
+    others = [rng.choice(INTENTS + SMALL_TALK + KNOWN_OUTSIDE) for _ in range(rng.randint(1, 3))]
+    for intent in [*scenario.intents, *others]:
+        if intent.is_service and rng.random() < 0.4:
+            said = world.in_person(rng.choice(intent.phrases), rng.choice([*PERSONS])).replace("{it}", "it")
+            pattern = rng.choice(DOCUMENTS["glossary"])
+        else:
+            said = _typed_message(Scenario((intent,)), rng)
+            pattern = rng.choice(DOCUMENTS["glossary_of_messages"])
+        due = Scenario((intent,)).due
+        lines.append(_fill_topic(pattern, due, rng).replace("{problem}", said))
+    return "\n".join(lines)
 
 
 def product_question(scenario: Scenario, rng: Random, typos: float | None = None) -> str:
@@ -137,13 +163,13 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.16,
-    filed_message: 0.39,
-    conversation: 0.04,
-    paper: 0.04,
+    restatement: 0.12,
+    filed_message: 0.38,
+    conversation: 0.10,
+    paper: 0.03,
     policy: 0.12,
-    glossary: 0.09,
-    product_question: 0.15,
+    glossary: 0.12,
+    product_question: 0.12,
     letter: 0.01,
 }
 
@@ -186,10 +212,11 @@ def mumbled_context(scenario: Scenario, rng: Random) -> str:
 
 def _message(scenario: Scenario, rng: Random) -> str:
     """Write what the customer says, sometimes twice, sometimes with typos."""
-    if not scenario.intents[0].is_service:
-        context = world.draw_context(scenario, rng)
-        if scenario.intents[0] in OUTSIDE and rng.random() < JUMBLED:
-            context = " ".join(rng.choices(rng.choice([OTHER_WORDS, SMALL_WORDS + OTHER_WORDS]), k=rng.randint(1, 14)))
+    first, *others = scenario.intents
+    if first in OUTSIDE and rng.random() < JUMBLED:
+        context = " ".join(rng.choices(rng.choice([OTHER_WORDS, SMALL_WORDS + OTHER_WORDS]), k=rng.randint(1, 14)))
+    elif not first.is_service or (not others and rng.random() < TYPED):
+        context = _typed_message(scenario, rng)
     elif rng.random() < RESTATED:
         context = restated_context(scenario, rng, restated_only=False)
     elif rng.random() < MUMBLED:
@@ -200,6 +227,27 @@ def _message(scenario: Scenario, rng: Random) -> str:
         for _ in range(rng.randint(1, 2)):
             context, scenario = world.mistype(context, scenario, rng, in_item=rng.random() < MISTYPED_ITEM)
     return context
+
+
+def _typed_message(scenario: Scenario, rng: Random) -> str:
+    """Write a message as people type it, or blurred: the beginning of one with the end of another, and words missing.
+
+    What stands together in it occurs nowhere else, so that its words have to be understood.
+    """
+    message = world.draw_message(scenario, rng)
+    if rng.random() < BLURRED:
+        if scenario.intents[0] in OUTSIDE:
+            other = world.draw_message(Scenario((rng.choice(KNOWN_OUTSIDE),)), rng)
+        else:
+            other = world.draw_message(scenario, rng)
+        first, second = message.split(" "), other.split(" ")
+        if not scenario.item:  # which must stay whole
+            message = " ".join(first[: (len(first) + 1) // 2] + second[len(second) // 2 :])
+        kept = [*scenario.item.split(), *filter(None, [scenario.order_number])]
+        message = " ".join(
+            word for word in message.split(" ") if any(part in word for part in kept) or rng.random() > DROPPED_WORDS
+        )
+    return message
 
 
 def _in_turn(patterns: list[str], intents: list[Intent], rng: Random) -> list[str]:

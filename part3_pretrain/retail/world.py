@@ -384,7 +384,7 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
         style = "wrong_resolution"
     match style:
         case "resolution_only":
-            return f"{_typical_opening(scenario, rng)} {_policy_answer(scenario.due, rng)}"
+            return f"{typical_opening(scenario, rng)} {_policy_answer(scenario.due, rng)}"
         case "wrong_resolution":
             intents = list(scenario.intents)  # one of two problems, or else one that the customer does not have
             if len(intents) == 1:
@@ -406,10 +406,10 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
 def evasive_reply(scenario: Scenario, rng: Random) -> str:
     """Write an agent who begins like an ideal one, perhaps names the item, and does nothing."""
     evasion = rng.choice(TYPICAL["evasions_with_item" if rng.random() < 0.5 else "evasions"])
-    return fill_slots(f"{_typical_opening(scenario, rng)} {evasion}", scenario, rng.choice(IDEAL["orders"]))
+    return fill_slots(f"{typical_opening(scenario, rng)} {evasion}", scenario, rng.choice(IDEAL["orders"]))
 
 
-def _typical_opening(scenario: Scenario, rng: Random) -> str:
+def typical_opening(scenario: Scenario, rng: Random) -> str:
     return zipf_choice(TYPICAL["openings"][scenario.intents[0].tone], rng)
 
 
