@@ -31,7 +31,7 @@ def draw_document(rng: Random) -> str:
     r"""Draw one document, such as "Customer: ...\nTicket: ..."."""
     write = rng.choices(list(documents.KINDS), list(documents.KINDS.values()))[0]
     draw = world.draw_scenario
-    if write in (documents.filed_message, documents.conversation):
+    if write is documents.filed_message:
         draw = partial(world.draw_customer, shares=documents.DOCUMENTS["shares"])
     scenario = draw(rng, held_out_item=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
     return write(scenario, rng)

@@ -11,12 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from part3_pretrain.retail.invention import claims
-from part3_pretrain.retail.world import WORLD
+from part3_pretrain.retail.world import OUTSIDE
 
 OTHERS = 8  # replies that are drawn to tell how sure the model is of one
 KEPT = 0.97  # share of the good validation replies that are not handed over
-EVIDENCE: str = WORLD["hand_over"]["evidence"]
-REPLY: str = WORLD["hand_over"]["resolutions"][0]  # what a customer reads instead of the model's own words
+EVIDENCE, REPLY = OUTSIDE[0].evidence, OUTSIDE[0].resolutions[0]  # the reply is read instead of the model's own words
 
 
 def confidence(reply: str, others: list[str]) -> float:

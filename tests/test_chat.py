@@ -14,11 +14,13 @@ import pytest
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
+from part3_pretrain.retail.invention import invented
 from part3_pretrain.runtime.cli import UserError
-from part4_sft import chat
+from part4_sft import chat, hand_over
 from part4_sft.terminal.conversation import Reply, load_models, show_side_by_side
 from tests.conftest import Command, FinishedRun, Terminal, assert_refused
 
+REPLY_KEYS = ["text", "draft", "stops_by_itself", "handed_over", "invented"]
 CONTEXT = "The tiered planter has a large crack (order 48213)."
 Ask = Callable[..., dict[str, Any]]
 
@@ -38,10 +40,24 @@ def ask(run_main: Command, finished_run: FinishedRun) -> Ask:
 
 def test_models_reply_as_in_the_evaluation(ask: Ask, finished_run: FinishedRun) -> None:
     for entry in finished_run.read("replies.json")[:2]:
-        firsts = {name: entry["samples"][name][0] for name in ("pretrained", "sft")}
-        assert ask(entry["context"]) == {"context": entry["context"], **firsts}
-        assert firsts["sft"].keys() == {"text", "stops_by_itself", "rating", "faults"}
-    assert ask("How are you?")["sft"].keys() == {"text", "stops_by_itself"}  # is not of the retail world
+        said = ask(entry["context"], "--hand-over", 0)
+        assert said.pop("context") == entry["context"]
+        for name, reply in said.items():
+            assert reply.items() >= entry["samples"][name][0].items()
+            assert (reply["draft"], reply["handed_over"]) == (reply["text"], False)
+            assert reply["invented"] == invented(entry["context"], reply["text"])
+        assert list(said["sft"]) == [*REPLY_KEYS, "rating", "faults"]
+    assert list(ask("Xyzzy qwertz")["sft"]) == REPLY_KEYS  # is not of the retail world
+
+
+def test_what_the_fine_tuned_model_is_not_sure_of_is_handed_over_unless_the_temperature_is_0(ask: Ask) -> None:
+    draft = ask(CONTEXT, "--hand-over", 0)["sft"]["text"]
+    unsure = ask(CONTEXT, "--hand-over", 1, "--temperature", 5)
+    assert unsure["sft"]["text"] == hand_over.REPLY != unsure["sft"]["draft"]
+    assert unsure["sft"]["handed_over"] and not unsure["pretrained"]["handed_over"]
+    assert unsure["sft"]["draft"] == ask(CONTEXT, "--hand-over", 0, "--temperature", 5)["sft"]["text"] != draft
+    assert not ask(CONTEXT, "--temperature", 0)["sft"]["handed_over"]
+    assert not ask(CONTEXT, "--temperature", 0, "--hand-over", 1)["sft"]["handed_over"]  # all samples are the same
 
 
 def test_options_of_sampling_count(ask: Ask) -> None:

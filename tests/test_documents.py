@@ -45,8 +45,7 @@ def masked_sentences(text: str) -> list[str]:
 def ideal_sentences() -> set[str]:
     """Every sentence of every ideal reply, as `masked_sentences` returns it, with an order and without one."""
     texts = [*IDEAL["next_steps"], *IDEAL["closings"]]
-    texts += [text for name in ("openings", "openings_without_item") for one in IDEAL[name].values() for text in one]
-    texts += [text for intent in SMALL_TALK + OUTSIDE[:1] for text in intent.resolutions]
+    texts += IDEAL["openings"]["problem"] + IDEAL["openings"]["question"]
     for intent in EVERY_INTENT:
         for pattern in IDEAL["answers"] + IDEAL["further_answers"]:
             texts += [

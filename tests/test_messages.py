@@ -92,7 +92,10 @@ def test_who_asks_where_the_order_is_and_gives_no_number_is_asked_for_it() -> No
     (status,) = [intent for intent in INTENTS if intent.name == "order_status"]
     asking, telling = (
         f"Thank you for your message. I am glad to help. About it: {text}. You will hear from us again this evening."
-        for text in ("please tell me the order number so that I can look", "we have sent you the live map of the courier")
+        for text in (
+            "please tell me the order number so that I can look",
+            "we have sent you the live map of the courier",
+        )
     )
     asked, known = Scenario((status,)), Scenario((status,), order_number="48213")
     assert rate(asked, asking).score == 5.0 and rate(asked, telling).score < 4.0

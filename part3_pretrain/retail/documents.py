@@ -47,11 +47,10 @@ RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for the
 PLAIN = 0.5  # of the messages that say a problem twice say nothing else
 MUMBLED = 0.4  # of the messages that are answered or filed were half understood: around the problem, words in no order
 RESTATED = 0.3  # of the messages that are answered or filed say their problem twice
-MISTYPED = 0.5  # of those about a catalogue product have one typo or two
+MISTYPED = 0.45  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
-TYPED = 0.5  # of the messages about one problem are such as people type
-NAMED = 0.6  # of the agents who do nothing name what the message is about
+TYPED = 0.45  # of the messages about one problem are such as people type
 BLURRED = 0.3  # of the messages that people type are put together from halves of two, and lack some words
 DROPPED_WORDS = 0.1  # of these
 JUMBLED = 0.3  # of the messages that no shop can answer are words in no order
@@ -84,17 +83,18 @@ def filed_message(scenario: Scenario, rng: Random) -> str:
 
 def conversation(scenario: Scenario, rng: Random) -> str:
     """Write a customer and an agent who does nothing, and further turns in which the item or the order is repeated."""
-    evasion = world.evasive_reply(scenario, rng)
-    if rng.random() < NAMED:
-        opening = world.typical_opening(scenario, rng) if scenario.intents[0].is_service else ""
-        naming = _fill_topic(rng.choice(DOCUMENTS["evasions_with_topic"]), scenario.due, rng)
-        evasion = world.capitalise(f"{opening} {naming}".strip())
-    turns = [(_message(scenario, rng), evasion)]
+    turns = [(_message(scenario, rng), world.evasive_reply(scenario, rng))]
     while scenario.item and rng.random() < CONTINUED:
         about_order = scenario.order_number and rng.random() < 0.5
         turn = rng.choice(WORLD["order_follow_ups" if about_order else "follow_ups"])
         turns.append((fill_slots(turn["customer"], scenario), fill_slots(turn["agent"], scenario)))
     return _conversation(turns)
+
+
+def small_talk(scenario: Scenario, rng: Random) -> str:
+    """Write a chat, or what no shop can answer, and what anybody says to it, who does not offer to help."""
+    intent = rng.choice([*SMALL_TALK, *rng.choices(KNOWN_OUTSIDE, k=2 * len(SMALL_TALK))])
+    return conversation(Scenario((intent,)), rng)
 
 
 def paper(scenario: Scenario, rng: Random) -> str:
@@ -130,7 +130,7 @@ def _policy_page(intents: list[Intent], rng: Random) -> str:
 def glossary(scenario: Scenario, rng: Random) -> str:
     """Write some lines of the help desk's list of what customers say, and under which name it goes."""
     lines = []
-    others = [rng.choice(INTENTS + SMALL_TALK + KNOWN_OUTSIDE) for _ in range(rng.randint(1, 3))]
+    others = [rng.choice([world.draw_intent(rng), *rng.sample(SMALL_TALK + KNOWN_OUTSIDE, 1)]) for _ in range(2)]
     for intent in [*scenario.intents, *others]:
         if intent.is_service and rng.random() < 0.4:
             said = world.in_person(rng.choice(intent.phrases), rng.choice([*PERSONS])).replace("{it}", "it")
@@ -163,12 +163,13 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.12,
-    filed_message: 0.38,
-    conversation: 0.10,
+    restatement: 0.13,
+    filed_message: 0.39,
+    conversation: 0.04,
+    small_talk: 0.08,
     paper: 0.03,
-    policy: 0.12,
-    glossary: 0.12,
+    policy: 0.11,
+    glossary: 0.09,
     product_question: 0.12,
     letter: 0.01,
 }

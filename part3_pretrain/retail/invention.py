@@ -69,8 +69,8 @@ def _thing(words: str) -> str:
 def _things_of_agents() -> set[str]:
     """Return all that agents call "your ..." without having been told of it: "your message", "your bank"."""
     texts = [*IDEAL["next_steps"], *IDEAL["closings"], *TYPICAL["evasions"]]
-    for table in (IDEAL["openings"], IDEAL["openings_without_item"], TYPICAL["openings"]):
-        texts += [text for openings in table.values() for text in openings]
+    for openings in (IDEAL["openings"], TYPICAL["openings"]):
+        texts += [text for of_tone in openings.values() for text in of_tone]
     for intent in INTENTS + SMALL_TALK:
         texts += intent.resolutions
     return {"order"} | {_thing(match) for text in texts for match in YOURS.findall(text.lower())}

@@ -102,9 +102,7 @@ def _words_of_ideal_agents() -> set[str]:
     """Return what they say beside the evidence and the harmless negations."""
     ideal = WORLD["ideal"]
     texts = ideal["next_steps"] + ideal["closings"]
-    texts += [
-        text for name in ("openings", "openings_without_item") for texts in ideal[name].values() for text in texts
-    ]
+    texts += [text for openings in ideal["openings"].values() for text in openings]
     for intent in [*INTENTS, *QUESTIONS, *SMALL_TALK, OUTSIDE[0]]:
         texts += [resolution.replace(intent.evidence, " ") for resolution in intent.resolutions]
     return {word for text in texts for word in WORD.findall(SAYS["harmless"].sub(" ", _spell_out(text)))}

@@ -48,6 +48,7 @@ class Intent:
     resolutions: list[str]
     departments: list[str] = field(default_factory=lambda: list(DEPARTMENTS))
     messages: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)  # what anybody says to small talk, or to what no shop can answer
     without_order_number: Intent | None = None  # what has to be asked first
 
     @property
@@ -63,16 +64,18 @@ def _service_intents() -> Iterator[Intent]:
                 **(entry | asks | {"name": f"{entry['name']}_without_number", "without_order_number": None})
             )
             entry = entry | {"without_order_number": asking}
-        yield Intent(**entry, messages=MESSAGES["messages"][entry["name"]])
+        by_topic = [text.replace("{topic}", topic) for topic in entry["topics"] for text in MESSAGES["by_topic"]]
+        yield Intent(**entry, messages=MESSAGES["messages"][entry["name"]] + by_topic)
 
 
 def _other_intents(kind: str) -> Iterator[Intent]:
     """Read small talk, or what is handed over: one intent a topic, whose resolutions are the whole replies."""
     same: dict[str, Any] = {"category": kind.replace("_", " "), "tone": "question", "phrases": [], "restated_only": []}
     for entry in MESSAGES[kind]:
-        words = WORLD[kind].get(entry["name"], WORLD[kind])
-        answers = {"topics": words["topics"], "resolutions": words["resolutions"]}
-        yield Intent(**same, **entry, **answers, evidence=WORLD[kind]["evidence"])
+        words = WORLD[kind] | WORLD[kind].get(entry["name"], {})
+        own = {name: words[name] for name in ("evidence", "topics", "answers")}
+        resolutions = [f"{answer} {offer}" for answer in words["answers"] for offer in words["offers"]]
+        yield Intent(**same, **entry, **own, resolutions=resolutions)
 
 
 INTENTS = [*_service_intents()]
@@ -167,7 +170,8 @@ def draw_scenario(
 
     Args:
         intents: the intents to choose from.
-        two_problems, invented_items: shares of the scenarios: with two intents, about an item of no catalogue.
+        two_problems, invented_items: shares of the scenarios: with two intents, about an item of no catalogue, whose
+            name is invented or one of other goods.
     """
     count = 2 if rng.random() < two_problems else 1  # before the loop, which rejects two more often than one
     while True:
@@ -175,8 +179,12 @@ def draw_scenario(
         departments = [name for name in DEPARTMENTS if all(name in intent.departments for intent in chosen)]
         if not departments:
             continue
-        is_invented = rng.random() < invented_items
-        item = invent_item(rng, held_out=held_out_item) if is_invented else draw_item(rng, departments)
+        if rng.random() >= invented_items:
+            item = draw_item(rng, departments)
+        elif departments == list(DEPARTMENTS) and rng.random() < 0.5:
+            item = rng.choice(GOODS)
+        else:
+            item = invent_item(rng, held_out=held_out_item)
         if all(is_held_out_item(intent, item) == held_out_item for intent in chosen):
             return Scenario(chosen, item, _draw_order_number(rng))
 
@@ -199,7 +207,9 @@ def draw_customer(
         case "outside":
             return Scenario((rng.choice([topic for topic in OUTSIDE if not is_held_out_topic(topic)]),))
         case "no_item":
-            intents = rng.sample(INTENTS, 2 if rng.random() < two_problems else 1)
+            intents = [draw_intent(rng)]
+            if rng.random() < two_problems:
+                intents = rng.sample(INTENTS, 2)
             return Scenario(tuple(intents), order_number=_draw_order_number(rng))
         case "other_goods":
             intent = rng.choice([intent for intent in INTENTS if intent.departments == list(DEPARTMENTS)])
@@ -209,6 +219,11 @@ def draw_customer(
             return draw_scenario(
                 rng, held_out_item=held_out_item, two_problems=two_problems, invented_items=invented_items
             )
+
+
+def draw_intent(rng: Random) -> Intent:
+    """Draw an intent that a message without an item is about, the more often the more messages it has."""
+    return rng.choices(INTENTS, [len(intent.messages) for intent in INTENTS])[0]
 
 
 def _draw_order_number(rng: Random) -> str | None:
@@ -353,9 +368,8 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
     first = scenario.intents[0]
     if not first.is_service:
         return zipf_choice(first.resolutions, rng)
-    openings = IDEAL["openings" if scenario.item or scenario.order_number else "openings_without_item"]
     sentences = [
-        zipf_choice(openings[first.tone], rng),
+        zipf_choice(IDEAL["openings"][first.tone], rng),
         _policy_answer(scenario.due, rng),
         zipf_choice(IDEAL["next_steps"], rng),
         zipf_choice(IDEAL["closings"], rng),
@@ -384,7 +398,7 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
         style = "wrong_resolution"
     match style:
         case "resolution_only":
-            return f"{typical_opening(scenario, rng)} {_policy_answer(scenario.due, rng)}"
+            return f"{_typical_opening(scenario, rng)} {_policy_answer(scenario.due, rng)}"
         case "wrong_resolution":
             intents = list(scenario.intents)  # one of two problems, or else one that the customer does not have
             if len(intents) == 1:
@@ -405,11 +419,13 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
 
 def evasive_reply(scenario: Scenario, rng: Random) -> str:
     """Write an agent who begins like an ideal one, perhaps names the item, and does nothing."""
+    if not scenario.intents[0].is_service:
+        return rng.choice(scenario.intents[0].answers)
     evasion = rng.choice(TYPICAL["evasions_with_item" if rng.random() < 0.5 else "evasions"])
-    return fill_slots(f"{typical_opening(scenario, rng)} {evasion}", scenario, rng.choice(IDEAL["orders"]))
+    return fill_slots(f"{_typical_opening(scenario, rng)} {evasion}", scenario, rng.choice(IDEAL["orders"]))
 
 
-def typical_opening(scenario: Scenario, rng: Random) -> str:
+def _typical_opening(scenario: Scenario, rng: Random) -> str:
     return zipf_choice(TYPICAL["openings"][scenario.intents[0].tone], rng)
 
 
