@@ -23,7 +23,7 @@ IGNORE_INDEX = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
 COPIED_DIGITS = 0.7  # share of the tokens of such a row that are digits
 
-TWO_PROBLEMS = 0.5  # share of the documents' customers who have two problems
+TWO_PROBLEMS = 0.55  # share of the documents' customers who have two problems
 INVENTED_ITEMS = 0.35  # share of those who write about an item of no catalogue
 
 
@@ -31,8 +31,8 @@ def draw_document(rng: Random) -> str:
     r"""Draw one document, such as "Customer: ...\nTicket: ..."."""
     write = rng.choices(list(documents.KINDS), list(documents.KINDS.values()))[0]
     draw = world.draw_scenario
-    if write is documents.filed_message:
-        draw = partial(world.draw_customer, shares=documents.DOCUMENTS["shares"])
+    if shares := documents.DOCUMENTS["shares"].get(write.__name__):
+        draw = partial(world.draw_customer, shares=shares)
     scenario = draw(rng, held_out_item=False, two_problems=TWO_PROBLEMS, invented_items=INVENTED_ITEMS)
     return write(scenario, rng)
 

@@ -177,7 +177,7 @@ def test_nobody_speaks_of_a_combination_held_out(monkeypatch: pytest.MonkeyPatch
     rng = Random(0)
     scenarios = [scenario for _ in range(3_000) if (scenario := recognise(corpus.draw_document(rng)))]
     named = [scenario for scenario in scenarios if world.in_catalogue(scenario.item)]
-    assert len(named) > 1_000
+    assert len(named) > 700
     for scenario in named:
         assert not any(is_held_out_item(intent, scenario.item) for intent in scenario.intents), scenario
 

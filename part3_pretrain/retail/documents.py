@@ -91,12 +91,6 @@ def conversation(scenario: Scenario, rng: Random) -> str:
     return _conversation(turns)
 
 
-def small_talk(scenario: Scenario, rng: Random) -> str:
-    """Write a chat, or what no shop can answer, and what anybody says to it, who does not offer to help."""
-    intent = rng.choice([*SMALL_TALK, *rng.choices(KNOWN_OUTSIDE, k=2 * len(SMALL_TALK))])
-    return conversation(Scenario((intent,)), rng)
-
-
 def paper(scenario: Scenario, rng: Random) -> str:
     """Write a paper that goes with an order: a confirmation, a delivery note, an invoice."""
     ordered = replace(scenario, order_number=scenario.order_number or str(rng.randint(10000, 99999)))
@@ -163,13 +157,12 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.13,
-    filed_message: 0.39,
-    conversation: 0.04,
-    small_talk: 0.08,
+    restatement: 0.12,
+    filed_message: 0.4,
+    conversation: 0.13,
     paper: 0.03,
     policy: 0.11,
-    glossary: 0.09,
+    glossary: 0.08,
     product_question: 0.12,
     letter: 0.01,
 }

@@ -392,7 +392,10 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
     No combination of an intent and an item that is held out occurs: wrong replies too must not tell what tests ask.
     """
     style = rng.choices(list(TYPICAL["shares"]), TYPICAL["shares"].values())[0]
-    if not scenario.intents[0].is_service or (style == "no_order_number" and not scenario.order_number):
+    unnumbered = replace(scenario, order_number=None)
+    if not scenario.intents[0].is_service or (
+        style == "no_order_number" and (not scenario.order_number or unnumbered.due != scenario.due)
+    ):
         style = "evasive"
     if style == "resolution_only" and not scenario.item:  # which would be good enough
         style = "wrong_resolution"
@@ -412,7 +415,7 @@ def typical_reply(scenario: Scenario, rng: Random) -> str:
                 item = draw_item(rng, shelves)
             return ideal_reply(replace(scenario, item=item), rng)
         case "no_order_number":
-            return ideal_reply(replace(scenario, order_number=None), rng)
+            return ideal_reply(unnumbered, rng)
         case _:
             return evasive_reply(scenario, rng)
 
