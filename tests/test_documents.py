@@ -174,6 +174,7 @@ def test_whoever_asks_for_a_product_is_told_its_right_name() -> None:
 
 def test_nobody_speaks_of_a_combination_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MISTYPED", 0.0)  # a product with a typo is read back as another
+    monkeypatch.setattr(documents, "BLURRED", 0.0)
     rng = Random(0)
     scenarios = [scenario for _ in range(3_000) if (scenario := recognise(corpus.draw_document(rng)))]
     named = [scenario for scenario in scenarios if world.in_catalogue(scenario.item)]

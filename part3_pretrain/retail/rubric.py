@@ -98,12 +98,12 @@ OTHER_ITEM = re.compile(
 )
 
 
-def _words_of_ideal_agents() -> set[str]:
-    """Return what they say beside the evidence and the harmless negations."""
+def _words_of_ideal_agents(intents: list[Intent]) -> set[str]:
+    """Return what they say about these intents, beside the evidence and the harmless negations."""
     ideal = WORLD["ideal"]
     texts = ideal["next_steps"] + ideal["closings"]
     texts += [text for openings in ideal["openings"].values() for text in openings]
-    for intent in [*INTENTS, *QUESTIONS, *SMALL_TALK, OUTSIDE[0]]:
+    for intent in intents:
         texts += [resolution.replace(intent.evidence, " ") for resolution in intent.resolutions]
     return {word for text in texts for word in WORD.findall(SAYS["harmless"].sub(" ", _spell_out(text)))}
 
@@ -196,9 +196,10 @@ def rate(scenario: Scenario, reply: str) -> Rating:
             if words in WITH_ARTICLE and not re.search(rf"\b(?:{ARTICLES}) (?:\w+ ){{0,2}}{token}", text):
                 text = text.replace(token, "<keyword>")
 
+    is_resolved = scenario.due == [intent for intent in scenario.intents if intent.is_service]
     sentences, said, given = SENTENCE_END.split(text.strip()), list[_Sentence](), dict[str, int]()
     for place, sentence in enumerate(sentences):
-        said.append(_understand(sentence, bool(given)))
+        said.append(_understand(sentence, bool(given), is_resolved))
         given.update(dict.fromkeys(said[-1].gives, place))
     first, last = min(given.values(), default=0), max(given.values(), default=0)
     acknowledgements = [place for place, one in enumerate(said) if one.acknowledges]
@@ -243,15 +244,19 @@ class _Sentence:
 
 
 @lru_cache(2**14)  # items and numbers are marked, so the same sentences come again and again
-def _understand(sentence: str, follows_resolution: bool) -> _Sentence:
-    """Find what a sentence says whose item, order number and resolutions are marked."""
+def _understand(sentence: str, follows_resolution: bool, is_resolved: bool) -> _Sentence:
+    """Find what a sentence says whose item, order number and resolutions are marked.
+
+    Where nothing is resolved, but asked, chatted or handed over, more words are known.
+    """
     clean = SAYS["harmless"].sub(" ", sentence)
     if not follows_resolution:
         clean = SAYS["problem"].sub(" ", clean)
     denies, is_question = _says("denial", clean), sentence.endswith("?")
-    is_known = KNOWN_WORDS.issuperset(WORD.findall(NAMING.sub(" ", clean)))
+    is_known = (KNOWN_WORDS if is_resolved else KNOWN_OTHERS).issuperset(WORD.findall(NAMING.sub(" ", clean)))
     gives = set[str]()
-    if is_known and not denies and not is_question and not QUOTED.search(sentence):
+    is_doubtful = SAYS["hedge"].match(clean.strip()) or re.match(" ?if (?:i|we) ", sentence)  # "one day, once you ..."
+    if is_known and not denies and not is_question and not is_doubtful and not QUOTED.search(sentence):
         clauses = CLAUSE_END.split(sentence)
         for number, clause in enumerate(clauses):
             if "<fix" in clause and _is_offered(clause, clauses[number:]):
@@ -322,4 +327,6 @@ def _is_signature(sentence: str) -> bool:
 
 
 GLUE = FUNCTION_WORDS | VERBS
-KNOWN_WORDS = GLUE | set(WORDS["words"]["service"].split()) | _words_of_ideal_agents()
+KNOWN_WORDS = GLUE | set(WORDS["words"]["service"].split()) | _words_of_ideal_agents(INTENTS)
+# In small talk, in asking and in handing over there is more to say; in a resolution it could take that back.
+KNOWN_OTHERS = KNOWN_WORDS | _words_of_ideal_agents([*QUESTIONS, *SMALL_TALK, OUTSIDE[0]])

@@ -31,6 +31,7 @@ IDEAL: dict[str, Any] = WORLD["ideal"]
 TYPICAL: dict[str, Any] = WORLD["typical"]
 
 
+MESSAGES_OF_A_GRAMMAR = 400
 IN_A_PATTERN = 0.6  # share of the customers with one problem who say it in a pattern of `[[frames]]`
 
 
@@ -64,8 +65,22 @@ def _service_intents() -> Iterator[Intent]:
                 **(entry | asks | {"name": f"{entry['name']}_without_number", "without_order_number": None})
             )
             entry = entry | {"without_order_number": asking}
-        by_topic = [text.replace("{topic}", topic) for topic in entry["topics"] for text in MESSAGES["by_topic"]]
-        yield Intent(**entry, messages=MESSAGES["messages"][entry["name"]] + by_topic)
+        messages = [*MESSAGES["messages"][entry["name"]]]
+        messages += [text.replace("{topic}", topic) for topic in entry["topics"] for text in MESSAGES["by_topic"]]
+        if grammar := MESSAGES["grammars"].get(entry["name"]):
+            messages += _compose(grammar, MESSAGES_OF_A_GRAMMAR, Random(entry["name"]))
+        yield Intent(**entry, messages=messages)
+
+
+def _compose(grammar: dict[str, Any], count: int, rng: Random) -> list[str]:
+    """Fill the slots of a grammar's templates until there are so many different messages."""
+    messages: dict[str, None] = {}
+    while len(messages) < count:
+        text = rng.choice(grammar["templates"])
+        while slot := re.search(r"\{(\w+)}", text):
+            text = text.replace(slot[0], rng.choice(grammar["slots"][slot[1]]), 1)
+        messages[" ".join(text.split())] = None
+    return list(messages)
 
 
 def _other_intents(kind: str) -> Iterator[Intent]:
