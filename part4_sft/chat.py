@@ -53,7 +53,7 @@ def main() -> None:
         description="Lets the model before and after fine-tuning answer the same messages, side by side. Rates replies "
         "by the rubric where the message is of the retail world. Without a terminal, every line of the input is a "
         "message. Ctrl-D ends.",
-        example='python -m part4_sft.chat --context "The tiered planter has a large crack."',
+        example='python -m part4_sft.chat --context "My headphones stopped working after two days."',
     )
     from part4_sft.generation import Sampling  # only now, for torch takes seconds to import
     from part4_sft.terminal.conversation import converse, load_models, read_messages

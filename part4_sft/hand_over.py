@@ -19,14 +19,15 @@ EVIDENCE, REPLY = OUTSIDE[0].evidence, OUTSIDE[0].resolutions[0]  # the reply is
 
 
 def confidence(reply: str, others: list[str]) -> float:
-    """Return the share of the others that claim what the reply does, 0 to 1."""
-    return fmean(claims(other) == claims(reply) for other in others)
+    """Return the share of the others that claim what the reply does, 0 to 1; 0 where that is nothing."""
+    own = claims(reply)
+    return fmean(claims(other) == own for other in others) if own else 0.0
 
 
 def confidences(samples: list[str]) -> list[float]:
     """Return the confidence in each of the samples of one message, by all others."""
     said = [claims(sample) for sample in samples]
-    return [(said.count(own) - 1) / (len(said) - 1) for own in said]
+    return [(said.count(own) - 1) / (len(said) - 1) if own else 0.0 for own in said]
 
 
 def calibrate(confidences: list[float], is_good: list[bool]) -> float:

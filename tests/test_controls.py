@@ -12,6 +12,7 @@ import torch
 
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail.rubric import recognise
+from part3_pretrain.retail.world import INTENTS
 from part4_sft import controls
 from part4_sft.config import SFTConfig
 from part4_sft.controls import run_controls
@@ -90,7 +91,8 @@ def test_shuffled_responses_are_the_same_ones_and_none_is_where_it_was(made: dic
     own = {pair.context: pair.response for pair in pairs}
     assert {pair.context for pair in shuffled} == {*own}
     assert Counter(pair.response for pair in shuffled) == Counter(own.values())
-    assert sum(own[pair.context] == pair.response for pair in shuffled) == 0
+    times = Counter(own.values())  # short replies occur several times
+    assert not [pair for pair in shuffled if own[pair.context] == pair.response and times[pair.response] == 1]
     assert (
         shuffled == controls.with_shuffled_responses(pairs, seed=0) != controls.with_shuffled_responses(pairs, seed=1)
     )
@@ -118,7 +120,7 @@ def test_six_intents_are_left_out_and_only_they_are_tested(
         training, test, same = (
             {intent.name for pair in pairs for intent in recognise(pair.context).intents} for pairs in seen
         )
-        assert test == same and len(test) == 6 and len(training) == 36 and not test & training
+        assert test == same and len(test) == 6 and len(training) == len(INTENTS) - 6 and not test & training
         assert [len(pairs) for pairs in seen] == [500, 200, 200]
         drawn.add(frozenset(test))
     assert len(drawn) == 2

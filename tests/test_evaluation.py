@@ -163,8 +163,10 @@ def test_every_test_set_is_evaluated_with_its_own_settings(
     config = SFTConfig(max_new_tokens=2, samples_per_context=2)
     scores, entries = evaluate(tiny_model, tiny_model, encoder, data, config)
     names = ["test", "unseen_wording", "unseen_phrase", "one_typo", "lower_case", "unknown_product"]
-    assert calls == {name: (2, 2 if name == "test" else 1) for name in names}
-    assert list(entries) == names and set(scores["robustness"]) == set(names[3:])
+    messages = {"unseen_message": (200, 1), "unseen_topic": (200, 1)}
+    assert calls == {name: (2, 2 if name == "test" else 1) for name in names} | messages
+    assert list(entries) == [*names, *messages] and set(scores["robustness"]) == {*names[3:], *messages}
+    assert set(scores["hand_over"]) == {"threshold", "curve"}
     assert scores["samples"]["per_context"] == 2 and set(scores["comparison"]) == {"bleu", "rouge_l", "rating"}
     assert scores["baselines"]["nearest_pair"]["stops_by_itself"] == 1
     assert scores["baselines"]["nearest_pair"]["wrong_item"] == 1  # not the response of the pair that does not train

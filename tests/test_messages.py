@@ -129,6 +129,7 @@ def test_confidence_is_the_share_of_other_replies_that_claim_the_same() -> None:
     assert claims(same[0]) == claims(same[1]) != claims(other)
     assert hand_over.confidence(same[0], [same[1], other, other, other]) == 0.25
     assert hand_over.confidences([*same, other]) == [0.5, 0.5, 0.0]
+    assert hand_over.confidences(["Well.", "Hm."]) == [0.0, 0.0] and hand_over.confidence("Well.", ["Hm."]) == 0.0
 
 
 def test_the_threshold_hands_over_at_most_3_in_100_good_replies_and_the_curve_tells_what_it_means() -> None:

@@ -12,6 +12,7 @@ from nltk import wordpunct_tokenize
 from rouge_score.rouge_scorer import RougeScorer
 
 from part3_pretrain.retail import rubric
+from part3_pretrain.retail.invention import invented
 from part4_sft.dataset import Pair
 from part4_sft.metrics import (
     Replies,
@@ -82,6 +83,7 @@ def test_the_rubrics_rows_are_the_means_of_the_ratings(made: dict[str, list[Pair
     pairs = [*made["sft_test"], *made["sft_dataset"][500:700]]
     scenarios = recognise_all(pairs)
     scores = score(Replies([pair.response for pair in pairs], [True, False] * 200), pairs, scenarios)
+    assert not [pair for pair in pairs[:200] if invented(pair.context, pair.response)] and scores["invented"] > 0
 
     ratings = [rubric.rate(scenario, pair.response) for scenario, pair in zip(scenarios, pairs)]
     with_order = [rating for rating, scenario in zip(ratings, scenarios) if scenario.order_number]
@@ -89,6 +91,7 @@ def test_the_rubrics_rows_are_the_means_of_the_ratings(made: dict[str, list[Pair
     assert scores == {
         **compute_instruction_following_metrics([pair.response for pair in pairs], [pair.response for pair in pairs]),
         "stops_by_itself": 0.5,
+        "invented": pytest.approx(fmean(bool(invented(pair.context, pair.response)) for pair in pairs)),
         "rating": pytest.approx(fmean(rating.score for rating in ratings)),
         "rated_4_or_more": 0.5,
         "right_item": pytest.approx(fmean(rating.item for rating in ratings)),

@@ -157,13 +157,13 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.12,
-    filed_message: 0.4,
-    conversation: 0.13,
+    restatement: 0.11,
+    filed_message: 0.39,
+    conversation: 0.16,
     paper: 0.03,
     policy: 0.11,
     glossary: 0.08,
-    product_question: 0.12,
+    product_question: 0.11,
     letter: 0.01,
 }
 
