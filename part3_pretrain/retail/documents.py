@@ -31,6 +31,7 @@ SMALL_WORDS = sorted(
     {word for frame in WORLD["frames"] for texts in frame["words"].values() for text in texts for word in text.split()}
     - {"evening"}  # behind "this" it would say when something happens
 )
+WHEN = re.compile(r"\b(?:within|today|tomorrow|this evening)\b", re.IGNORECASE)
 KNOWN_OUTSIDE = [topic for topic in OUTSIDE if not world.is_held_out_topic(topic)]
 OTHER_WORDS = sorted(  # of what no shop can answer
     {
@@ -38,8 +39,8 @@ OTHER_WORDS = sorted(  # of what no shop can answer
         for topic in KNOWN_OUTSIDE
         for message in world.messages_of(topic, held_out=False)
         for word in re.findall(r"[A-Za-z']+", message)
+        if not re.search("today|tomorrow|within|evening|sorry|apolog|thank", word, re.IGNORECASE)
     }
-    - {"today", "tomorrow", "within"}
 )
 
 # Shares, such as 0.5 for one half:
@@ -216,7 +217,7 @@ def _message(scenario: Scenario, rng: Random) -> str:
     elif rng.random() < MUMBLED:
         context = mumbled_context(scenario, rng)
     else:
-        context = world.draw_context(scenario, rng)
+        context = _without_promise(lambda: world.draw_context(scenario, rng))
     if world.in_catalogue(scenario.item) and rng.random() < MISTYPED:
         for _ in range(rng.randint(1, 2)):
             context, scenario = world.mistype(context, scenario, rng, in_item=rng.random() < MISTYPED_ITEM)
@@ -228,12 +229,11 @@ def _typed_message(scenario: Scenario, rng: Random) -> str:
 
     What stands together in it occurs nowhere else, so that its words have to be understood.
     """
-    message = world.draw_message(scenario, rng)
+    message = _without_promise(lambda: world.draw_message(scenario, rng))
     if rng.random() < BLURRED:
         if scenario.intents[0] in OUTSIDE:
-            other = world.draw_message(Scenario((rng.choice(KNOWN_OUTSIDE),)), rng)
-        else:
-            other = world.draw_message(scenario, rng)
+            scenario = Scenario((rng.choice(KNOWN_OUTSIDE),))
+        other = _without_promise(lambda: world.draw_message(scenario, rng))
         first, second = message.split(" "), other.split(" ")
         if not scenario.item:  # which must stay whole
             message = " ".join(first[: (len(first) + 1) // 2] + second[len(second) // 2 :])
@@ -242,6 +242,13 @@ def _typed_message(scenario: Scenario, rng: Random) -> str:
             word for word in message.split(" ") if any(part in word for part in kept) or rng.random() > DROPPED_WORDS
         )
     return message
+
+
+def _without_promise(draw: Callable[[], str]) -> str:
+    """Draw until the text does not say when: with an item, and a policy behind it, that would be a promise."""
+    while WHEN.search(text := draw()):
+        pass
+    return text
 
 
 def _in_turn(patterns: list[str], intents: list[Intent], rng: Random) -> list[str]:

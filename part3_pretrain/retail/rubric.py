@@ -197,6 +197,10 @@ def rate(scenario: Scenario, reply: str) -> Rating:
                 text = text.replace(token, "<keyword>")
 
     is_resolved = scenario.due == [intent for intent in scenario.intents if intent.is_service]
+    intent = scenario.intents[0]
+    if intent in SMALL_TALK:  # "Goodbye!" is no answer to a greeting
+        answers = {answer for other in SMALL_TALK for answer in other.answers} - set(intent.answers)
+        names_wrong_resolution |= any(_spell_out(answer).strip() in text for answer in answers)
     sentences, said, given = SENTENCE_END.split(text.strip()), list[_Sentence](), dict[str, int]()
     for place, sentence in enumerate(sentences):
         said.append(_understand(sentence, bool(given), is_resolved))
@@ -204,7 +208,7 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     first, last = min(given.values(), default=0), max(given.values(), default=0)
     acknowledgements = [place for place, one in enumerate(said) if one.acknowledges]
     next_steps = [place for place, one in enumerate(said) if one.promises]
-    is_service = scenario.intents[0].is_service  # else neither an acknowledgement nor a next step is called for
+    is_service = intent.is_service  # else neither an acknowledgement nor a next step is called for
     out_of_order = (
         min(acknowledgements, default=first) > first
         or max(next_steps, default=first) < first
