@@ -103,6 +103,19 @@ def test_who_asks_where_the_order_is_and_gives_no_number_is_asked_for_it() -> No
     assert rate(known, asking.replace("help", "help with your order 48213")).score < 4.0
 
 
+def test_small_talk_of_another_kind_and_any_promise_are_no_answer_to_small_talk() -> None:
+    offer = "I am happy to help with an order."
+    for reply, score in {
+        f"Good day! {offer}": 5.0,
+        f"Hi. {offer}": 5.0,
+        f"Goodbye! {offer}": 3.5,
+        "Good day!": 3.5,
+        f"Good day! {offer} A free replacement is on its way.": 3.5,
+        f"Your oak desk! {offer}": 3.5,
+    }.items():
+        assert rate(recognise("Hello"), reply).score == score, reply
+
+
 @pytest.mark.parametrize(
     ("context", "reply", "found"),
     [

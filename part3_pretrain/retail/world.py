@@ -209,7 +209,7 @@ def draw_customer(
     *,
     held_out_item: bool,
     shares: dict[str, float] = CUSTOMER["shares"],
-    two_problems: float = 0.1,
+    two_problems: float = 0.15,
     invented_items: float = 0.0,
 ) -> Scenario:
     """Draw whoever may write to a shop: with a product or another thing or none, for a chat, or to the wrong place.
