@@ -26,7 +26,7 @@ def main() -> int:
         "SFT on unseen wordings": (run["unseen_wording"]["sft"][share], 0.90),
         "SFT on unknown products": (run["robustness"]["unknown_product"]["sft"][share], 0.80),
         "SFT on unseen topics, handed over": (run["robustness"]["unseen_topic"]["sft"][share], 0.80),
-        "SFT, what it answers by itself": (sure[share], 0.93),
+        "SFT, what it answers by itself": (sure[share], 0.90),
         "SFT, how much it answers by itself": (sure["coverage"], 0.85),
         "intents that were not fine-tuned": (controls["intents_not_fine_tuned"]["sft"][share], 0.80),
     }
