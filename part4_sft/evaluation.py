@@ -218,7 +218,7 @@ def evaluate(
     unseen = {name: compare(data[file], name=name) for name, file in UNSEEN_SETS.items() if file in data}
     untidy: dict[str, tuple[list[Pair], list[Scenario] | None]] = {}
     if scenarios:
-        untidy |= perturbed_sets(pairs, scenarios, config.seed)
+        untidy |= {name: each for name, each in perturbed_sets(pairs, scenarios, config.seed).items() if each[0]}
         untidy |= {name: (messages, None) for name, messages in make_message_sets(config.seed).items()}
     robustness = {
         name: compare(changed, scenarios=what_they_want, name=name)

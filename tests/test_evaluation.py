@@ -162,7 +162,9 @@ def test_every_test_set_is_evaluated_with_its_own_settings(
     monkeypatch.setattr(evaluation, "evaluate_sft_vs_pretrained", side_by_side)
     named = [pair for pair in made["sft_dataset"][:50] if in_catalogue(recognise(pair.context).item)]
     low = replace(made["sft_dataset"][500], context=made["sft_test"][0].context)
-    data = {name: pairs[:2] for name, pairs in made.items()} | {"sft_dataset": [low, *named[:2]]}
+    tested = [pair for pair in made["sft_test"] if in_catalogue(recognise(pair.context).item)]
+    data = {name: pairs[:2] for name, pairs in made.items()}
+    data |= {"sft_dataset": [low, *named[:2]], "sft_test": tested[:2]}
     config = SFTConfig(max_new_tokens=2, samples_per_context=2)
     scores, entries = evaluate(tiny_model, tiny_model, encoder, data, config)
     names = ["test", "unseen_wording", "unseen_phrase", "one_typo", "lower_case", "unknown_product"]

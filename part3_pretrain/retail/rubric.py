@@ -198,9 +198,7 @@ def rate(scenario: Scenario, reply: str) -> Rating:
 
     is_resolved = scenario.due == [intent for intent in scenario.intents if intent.is_service]
     intent = scenario.intents[0]
-    if intent in SMALL_TALK:  # "Goodbye!" is no answer to a greeting
-        answers = {answer for other in SMALL_TALK for answer in other.answers} - set(intent.answers)
-        names_wrong_resolution |= any(_spell_out(answer).strip() in text for answer in answers)
+    names_wrong_resolution |= intent in SMALL_TALK and _answers_other_small_talk(intent, text)
     sentences, said, given = SENTENCE_END.split(text.strip()), list[_Sentence](), dict[str, int]()
     for place, sentence in enumerate(sentences):
         said.append(_understand(sentence, bool(given), is_resolved))
@@ -231,6 +229,12 @@ def rate(scenario: Scenario, reply: str) -> Rating:
         rude=_says("rude", text),
         other_voice=_says("other_voice", text),
     )
+
+
+def _answers_other_small_talk(intent: Intent, text: str) -> bool:
+    """Return whether the text answers another kind of small talk: "Goodbye!" is no answer to a greeting."""
+    answers = {answer for other in SMALL_TALK for answer in other.answers} - set(intent.answers)
+    return any(_spell_out(answer).strip() in text for answer in answers)
 
 
 @dataclass(frozen=True)
