@@ -184,7 +184,7 @@ def rate(scenario: Scenario, reply: str) -> Rating:
     cites_order = "<order>" in text and not re.search(r"\bnot (?:\w+ ){0,2}order <order>", text)
     right_number = cites_order and numbers == {scenario.order_number} if scenario.order_number else not numbers
 
-    names_wrong_resolution = False
+    intent, names_wrong_resolution = scenario.intents[0], False
     due = [intent.evidence for intent in scenario.due]
     for words, word, evidence in EVIDENCE:
         if word in text and evidence.search(text):
@@ -197,7 +197,6 @@ def rate(scenario: Scenario, reply: str) -> Rating:
                 text = text.replace(token, "<keyword>")
 
     is_resolved = scenario.due == [intent for intent in scenario.intents if intent.is_service]
-    intent = scenario.intents[0]
     names_wrong_resolution |= intent in SMALL_TALK and _answers_other_small_talk(intent, text)
     sentences, said, given = SENTENCE_END.split(text.strip()), list[_Sentence](), dict[str, int]()
     for place, sentence in enumerate(sentences):
