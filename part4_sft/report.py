@@ -224,7 +224,7 @@ def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:
 
 def _hand_over(hand_over: dict[str, Any]) -> list[str]:
     threshold, curve = hand_over["threshold"], hand_over["curve"]
-    chosen = next(point for point in curve if point["threshold"] >= threshold or point is curve[-1])
+    chosen = _chosen_point(hand_over)
     return [
         "A reply goes to a person, who reads the model's draft, where too few other replies that the model draws for "
         "the same message claim the same. The threshold was chosen on validation contexts: "
@@ -235,13 +235,19 @@ def _hand_over(hand_over: dict[str, Any]) -> list[str]:
     ]
 
 
+def _chosen_point(hand_over: dict[str, Any]) -> dict[str, float]:
+    """Return the point of the curve at the threshold; the last one where all are below it."""
+    curve: list[dict[str, float]] = hand_over["curve"]
+    return next((point for point in curve if point["threshold"] >= hand_over["threshold"]), curve[-1])
+
+
 def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
     """Draw the share of test replies that the model gives by itself against the quality of these."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     curve = hand_over["curve"]
     axes.plot([point["coverage"] for point in curve], [point["rated_4_or_more"] for point in curve], "o-", color=BLUE)
-    chosen = next(point for point in curve if point["threshold"] >= hand_over["threshold"] or point is curve[-1])
+    chosen = _chosen_point(hand_over)
     place = (chosen["coverage"], chosen["rated_4_or_more"])
     axes.plot(
         *place,

@@ -17,6 +17,7 @@ from part3_pretrain.retail import world
 from part3_pretrain.retail.world import (
     CUSTOMER,
     INTENTS,
+    KNOWN_OUTSIDE,
     OUTSIDE,
     PERSONS,
     SMALL_TALK,
@@ -32,7 +33,6 @@ SMALL_WORDS = sorted(
     - {"evening"}  # behind "this" it would say when something happens
 )
 WHEN = re.compile(r"\b(?:within|today|tomorrow|this evening)\b", re.IGNORECASE)
-KNOWN_OUTSIDE = [topic for topic in OUTSIDE if not world.is_held_out_topic(topic)]
 OTHER_WORDS = sorted(  # of what no shop can answer
     {
         word

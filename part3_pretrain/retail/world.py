@@ -30,7 +30,6 @@ GOODS: list[str] = MESSAGES["goods"]  # things of no catalogue, which customers 
 IDEAL: dict[str, Any] = WORLD["ideal"]
 TYPICAL: dict[str, Any] = WORLD["typical"]
 
-
 MESSAGES_OF_A_GRAMMAR = 400
 IN_A_PATTERN = 0.6  # share of the customers with one problem who say it in a pattern of `[[frames]]`
 
@@ -153,6 +152,11 @@ def invent_item(rng: Random, *, held_out: bool) -> str:
             return name
 
 
+def _is_one_in(count: int, text: str) -> bool:
+    """Choose one text in `count` by its hash."""
+    return crc32(text.encode()) % count == 0
+
+
 def is_held_out_item(intent: Intent, item: str) -> bool:
     """Return whether this intent about this item is held out for validation and test (one combination in five)."""
     return bool(item) and _is_one_in(5, f"{intent.name}|{item}")
@@ -163,14 +167,12 @@ def is_held_out_topic(intent: Intent) -> bool:
     return _is_one_in(3, intent.name)
 
 
+KNOWN_OUTSIDE = [topic for topic in OUTSIDE if not is_held_out_topic(topic)]
+
+
 def messages_of(intent: Intent, *, held_out: bool) -> list[str]:
     """Return those messages of an intent that are held out for a test, every fourth, or the others."""
     return [message for place, message in enumerate(intent.messages, start=1) if (place % 4 == 0) == held_out]
-
-
-def _is_one_in(count: int, text: str) -> bool:
-    """Choose one text in `count` by its hash."""
-    return crc32(text.encode()) % count == 0
 
 
 def draw_scenario(
@@ -220,7 +222,7 @@ def draw_customer(
         case "small_talk":
             return Scenario((rng.choice(SMALL_TALK),))
         case "outside":
-            return Scenario((rng.choice([topic for topic in OUTSIDE if not is_held_out_topic(topic)]),))
+            return Scenario((rng.choice(KNOWN_OUTSIDE),))
         case "no_item":
             intents = [draw_intent(rng)]
             if rng.random() < two_problems:
