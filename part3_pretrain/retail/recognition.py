@@ -65,7 +65,7 @@ def _find_service(context: str) -> Iterator[_Mention]:
     lower = context.lower()
     for intent in INTENTS:
         patterns = [phrase_pattern(intent)]
-        patterns += [pattern for part, pattern in message_patterns(intent) if part in lower]
+        patterns += [compiled(pattern) for part, pattern in message_patterns(intent) if part in lower]
         for pattern in patterns:
             for match in pattern.finditer(context):
                 yield _Mention(*match.span(), intent, next(filter(None, match.groups()), None))
@@ -92,12 +92,18 @@ def phrase_pattern(intent: Intent) -> re.Pattern[str]:
 
 
 @cache
-def message_patterns(intent: Intent) -> list[tuple[str, re.Pattern[str]]]:
+def message_patterns(intent: Intent) -> list[tuple[str, str]]:
     """Return a pattern for each of the intent's messages, and a part without which it need not be looked for."""
     patterns = []
     for message in intent.messages:
         text = message.rstrip(".?!")
         part = max(text.lower().split("{it}"), key=len)
         pattern = re.escape(text).replace(re.escape("{it}"), IT)
-        patterns.append((part, re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE)))
+        patterns.append((part, rf"(?<!\w){pattern}(?!\w)"))
     return patterns
+
+
+@cache  # compiled only when one is looked for: thousands would take seconds
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern that ignores case."""
+    return re.compile(pattern, re.IGNORECASE)
