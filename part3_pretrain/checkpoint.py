@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from part3_pretrain.huggingface.read import read_folder
+from part3_pretrain.huggingface.read import SETTINGS_FILES, read_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime.cli import UserError, first_line
 from part3_pretrain.runtime.files import atomic_write, cannot_read
@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
     try:
         contents = safe_load(path, mmap=True)
-        file_format = repr(contents["format"])  # as text, since a hostile file may hold a tensor there
+        file_format = contents["format"]
     except FileNotFoundError as error:
         cure = "name another, or a model's folder; python -m part3_pretrain.pretrain makes checkpoints/pretrained.pt"
         raise UserError(f"there is no file {path}", cure) from error
@@ -65,8 +65,9 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
     except Exception as error:  # torch and zipfile raise many kinds
         cause = f"{path} is damaged or not a checkpoint ({first_line(error)})"
         raise UserError(cause, "make it anew or name another") from error
-    if file_format != repr(FORMAT):
-        cause = f"{path} has format {file_format:.20}, this version reads {FORMAT}"
+    if type(file_format) is not int or file_format != FORMAT:  # a hostile file may hold anything there
+        told = file_format if type(file_format) is int else type(file_format).__name__
+        cause = f"{path} has format {told}, this version reads {FORMAT}"
         raise UserError(cause, "make it anew, or use the version that it was made with")
     try:
         weights = contents["weights"]
@@ -75,8 +76,17 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
         model = model_from_tensors(ModelConfig(**contents["model_config"]), weights.items(), dtype)
         tokenizer = load_tokenizer(contents["tokenizer"])
         check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
-        return Checkpoint(model, tokenizer, dict(contents["made_by"]), dict(contents["hugging_face"]))
+        check_settings_files(contents["hugging_face"])
+        return Checkpoint(model, tokenizer, dict(contents["made_by"]), contents["hugging_face"])
     except KeyError as error:
         raise UserError(f"{path} holds no {error}", "make it anew or name another") from error
     except Exception as error:  # the tokenizers library raises Exception itself
         raise UserError(f"{path} cannot be used: {first_line(error)}", "make it anew or name another") from error
+
+
+def check_settings_files(files: dict[str, Any]) -> None:
+    """Raise ValueError where a file is none that a model's folder has: `write_folder` would write it anywhere."""
+    for name, content in files.items():
+        kind = dict if str(name).endswith(".json") else str
+        if name not in ("config.json", *SETTINGS_FILES) or not isinstance(content, kind):
+            raise ValueError(f"{name!r} is no settings file of a model")

@@ -146,7 +146,8 @@ def weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
     ("change", "message"),
     [
         (put(format=1), "has format 1, this version reads 2; make it anew, or use the version"),
-        (put(format=torch.ones(2)), "has format tensor([1., 1.]), this version reads 2"),
+        (put(format=torch.ones(2)), "has format Tensor, this version reads 2"),
+        (put(format=[[[0] * 9] * 9]), "has format list, this version reads 2"),
         (lambda contents: contents.pop("weights"), "holds no 'weights'; make it anew or name another"),
         (put(weights={}), "the tensor embed_tokens.weight is missing"),
         (put(weights=[1]), "cannot be used"),
@@ -164,6 +165,10 @@ def weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
         (put(tokenizer="{}"), "cannot be used: Model missing"),
         (put(tokenizer=Tokenizer(models.BPE()).to_str()), "makes no token of a text"),
         (put(made_by=None), "cannot be used"),
+        (put(hugging_face={"../outside.txt": "evil"}), "'../outside.txt' is no settings file of a model"),
+        (put(hugging_face={"/tmp/outside.txt": "evil"}), "'/tmp/outside.txt' is no settings file of a model"),
+        (put(hugging_face={"config.json": "evil"}), "'config.json' is no settings file of a model"),
+        (put(hugging_face={"chat_template.jinja": {}}), "'chat_template.jinja' is no settings file of a model"),
     ],
 )
 def test_contents_that_do_not_fit_together(path: Path, change: Change, message: str) -> None:
