@@ -45,7 +45,7 @@ def main() -> None:
     groups = ", ".join(RIGHT)
     parser.add_argument("file", type=Path, metavar="FILE", help=f"JSON object with lists of messages under {groups}")
     parser.add_argument("--model", type=Path, default=Path("checkpoints/sft_model.pt"), help="default: %(default)s")
-    parser.add_argument("--samples", type=int, default=8, help="replies to each message (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=9, help="replies to each message (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.7, help="randomness of replies (default: %(default)s)")
     parser.add_argument("--hand-over", type=float, help="least confidence in an answer; by default as calibrated")
     parser.add_argument("--seed", type=int, default=0, help="seed of the replies (default: %(default)s)")

@@ -25,9 +25,17 @@ def confidence(reply: str, others: list[str]) -> float:
 
 
 def confidences(samples: list[str]) -> list[float]:
-    """Return the confidence in each of the samples of one message, by all others."""
+    """Return the confidence in each of the samples of one message, by the eight behind it; the first follow the last.
+
+    Where there are fewer than nine, by all others.
+    """
     said = [claims(sample) for sample in samples]
-    return [(said.count(own) - 1) / (len(said) - 1) if own else 0.0 for own in said]
+    count = min(OTHERS, len(said) - 1)
+    shares = []
+    for place, own in enumerate(said):
+        others = (said[place:] + said[:place])[1 : count + 1]
+        shares.append(others.count(own) / count if own else 0.0)
+    return shares
 
 
 def calibrate(confidences: list[float], is_good: list[bool]) -> float:

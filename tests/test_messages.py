@@ -142,6 +142,10 @@ def test_confidence_is_the_share_of_other_replies_that_claim_the_same() -> None:
     assert claims(same[0]) == claims(same[1]) != claims(other)
     assert hand_over.confidence(same[0], [same[1], other, other, other]) == 0.25
     assert hand_over.confidences([*same, other]) == [0.5, 0.5, 0.0]
+    # Of many samples the eight behind each count, as where a single reply is judged.
+    assert hand_over.confidences(same * 4 + [other] * 8) == [
+        number / 8 for number in (*range(7, -1, -1), *range(7, -1, -1))
+    ]
     assert hand_over.confidences(["Well.", "Hm."]) == [0.0, 0.0] and hand_over.confidence("Well.", ["Hm."]) == 0.0
 
 
