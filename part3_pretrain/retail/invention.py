@@ -12,7 +12,7 @@ from part3_pretrain.retail.recognition import recognise
 from part3_pretrain.retail.rubric import EVIDENCE, FUNCTION_WORDS, INVENTED_NAME, KNOWN_WORDS, QUESTIONS
 from part3_pretrain.retail.world import IDEAL, INTENTS, OUTSIDE, PRODUCT, SMALL_TALK, TYPICAL, Intent
 
-MOST_INTENTS = 4  # that use a word by which one of them can still be told
+MOST_INTENTS = 4  # that a word may leave open, if one of them shall still be told by it
 NUMBER = re.compile(r"\d{2,}")
 YOURS = re.compile(r"\byour ((?:[a-z'-]+ ?){1,3})")
 WORD = re.compile(r"[a-z0-9'-]+")
@@ -37,7 +37,7 @@ def invented(context: str, reply: str) -> list[str]:
 
     That are products, numbers and "your headphones" that are not in the context, and resolutions of problems that it
     does not state. A product may be spelled as the catalogue spells it. In a context of no known pattern, a problem is
-    stated where one of its words is: one that few other problems are told with.
+    stated where one of its words is: one that few others are told with.
     """
     words = WORD.findall(context.lower())
     by_evidence = {intent.evidence: intent for intent in INTENTS}
@@ -78,13 +78,20 @@ def _things_of_agents() -> set[str]:
 
 @cache
 def _tell_tale(intent: Intent) -> frozenset[str]:
-    """Return the words by which customers say this problem and few others."""
-    used = Counter(word for one in INTENTS for word in _words(one))
-    return frozenset(word for word in _words(intent) if used[word] <= MOST_INTENTS)
+    """Return the words by which customers say this problem: of those who say one, a quarter have it at least."""
+    totals = sum(map(_shares, INTENTS), Counter[str]())
+    return frozenset(word for word, share in _shares(intent).items() if share * MOST_INTENTS >= totals[word])
 
 
 @cache
-def _words(intent: Intent) -> frozenset[str]:
+def _shares(intent: Intent) -> Counter[str]:
+    """Return for each word of the intent's texts the share of them that have it, if more than one has."""
     texts = intent.phrases + intent.restated_only + intent.messages + intent.topics
-    words = {word for text in texts for word in WORD.findall(re.sub(r"\{\w+}", " ", text.lower()))}
-    return frozenset(word for word in words - FUNCTION_WORDS if len(word) > 2)
+    used = Counter(word for text in texts for word in {*WORD.findall(re.sub(r"\{\w+}", " ", text.lower()))})
+    return Counter(
+        {
+            word: count / len(texts)
+            for word, count in used.items()
+            if count > 1 and len(word) > 2 and word not in FUNCTION_WORDS
+        }
+    )
