@@ -167,7 +167,6 @@ class Transformer(nn.Module):
     """A causal language model without its last product: token ids in, hidden states out, see `forward`."""
 
     layers: Any  # of type Block each, which torch cannot say
-    frequencies: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -178,7 +177,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_embeddings()
-        self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
+        self.frequencies = rotary_frequencies(config)  # no buffer: buffers are cast with the weights, see `_apply`
         if self.embed_tokens.weight.is_meta:  # where there are no numbers to draw, torch takes seconds to see that
             return
         for module in self.modules():
@@ -192,6 +191,12 @@ class Transformer(nn.Module):
         """Make input and output embeddings one tensor (Press and Wolf 2017), where the config asks for it."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """Move or cast the weights, as `to` and `bfloat16` ask for; the rotary angles are moved too, but never cast."""
+        super()._apply(fn, recurse)
+        self.frequencies = self.frequencies.to(self.embed_tokens.weight.device)
+        return self
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
         """Return an empty cache for each layer, with room for `capacity` tokens of each sequence."""

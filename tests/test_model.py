@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.model import ModelConfig, Transformer, rotary_frequencies
+from part3_pretrain.weights import model_from_tensors
 
 SHAPE: dict[str, Any] = dict(
     vocab_size=97, hidden_size=48, intermediate_size=80, num_layers=3, num_heads=6, num_kv_heads=2, max_positions=64
@@ -44,6 +46,22 @@ def test_texts_in_one_row_do_not_see_each_other(model: Transformer) -> None:
     texts = [TOKENS[0, :7], TOKENS[1, :1], TOKENS[2]]
     row = model(torch.cat(texts)[None], lengths=[len(text) for text in texts])
     assert_close(row, torch.cat([model(text[None]) for text in texts], dim=1), **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cast", [Transformer.bfloat16, lambda model: model.to("cpu", torch.bfloat16)])
+def test_rotary_angles_stay_in_float32_whatever_the_weights_are_cast_to(
+    cast: Callable[[Transformer], Transformer], model: Transformer
+) -> None:
+    """bfloat16 has 8 significant bits: of an angle of 63 rad it would keep a quarter of one."""
+    loaded = model_from_tensors(model.config, model.named_parameters(), torch.bfloat16)
+    before = rotary_frequencies(model.config)
+    assert torch.equal(cast(model).frequencies, before) and model.norm.weight.dtype == torch.bfloat16
+    assert torch.equal(model.eval()(TOKENS), loaded.eval()(TOKENS))
+
+
+def test_rotary_angles_go_where_the_weights_go(model: Transformer) -> None:
+    assert model.to("meta").frequencies.is_meta
 
 
 def test_output_positions_alone_come_out_and_reach_the_last_feed_forward(model: Transformer) -> None:
