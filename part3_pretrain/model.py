@@ -89,10 +89,14 @@ class KVCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Keep only the sequences with the indices `rows`, in this order; copy only those that change their place."""
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        """Keep only the sequences with the indices `rows`, in this order; copy only those that change their place.
+
+        `rows` is on the CPU, so that nothing here waits for a GPU.
+        """
+        moved = (rows != torch.arange(len(rows))).nonzero()[:, 0]
+        places, sources = (indices.to(self.keys.device, non_blocking=True) for indices in (moved, rows[moved]))
         for cached in (self.keys, self.values):
-            cached[moved, :, : self.length] = cached[rows[moved], :, : self.length]
+            cached[places, :, : self.length] = cached[sources, :, : self.length]
         self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
 
 
