@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
 from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
@@ -48,3 +51,17 @@ def count_tokens(examples: Sequence[Example]) -> int:
 
 def count_parameters(model: Transformer) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_operations(model: Transformer, examples: Sequence[Example]) -> int:
+    """Return the floating-point operations of an epoch's products with weights, forward and backward.
+
+    6 a weight and token (Kaplan et al. 2020). Context tokens skip the end of the last block and `lm_head`.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    last = model.layers[-1]
+    of_responses = [last.self_attn.o_proj, last.mlp.gate_proj, last.mlp.up_proj, last.mlp.down_proj, model.lm_head]
+    weights, skipped = (sum(layer.weight.numel() for layer in layers) for layers in (linear, of_responses))
+    tokens = sum(len(example.ids) - 1 for example in examples)
+    response_tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
+    return 6 * ((weights - skipped) * tokens + skipped * response_tokens)

@@ -22,9 +22,10 @@ class PretrainConfig:
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
     warmup_steps: int = option(150, "steps of rising learning rate, which then falls along a cosine", **at_least(1))
+    device: str = option("auto", "where to compute; auto takes cuda where it is", choices=["auto", "cpu", "cuda"])
     dtype: str = option(
         "auto",
-        "number format of matrix products; auto takes bfloat16 where the processor has instructions for it",
+        "number format of matrix products; auto takes bfloat16 on a processor that has instructions for it",
         choices=["auto", "float32", "bfloat16"],
     )
     shard: bool = option(False, "with torchrun: keep a part of weights, gradients and moments in each process")

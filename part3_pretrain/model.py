@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from part3_pretrain.norm import RMSNorm
@@ -88,10 +89,14 @@ class KVCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Keep only the sequences with the indices `rows`, in this order; copy only those that change their place."""
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        """Keep only the sequences with the indices `rows`, in this order; copy only those that change their place.
+
+        `rows` is on the CPU, so that nothing here waits for a GPU.
+        """
+        moved = (rows != torch.arange(len(rows))).nonzero()[:, 0]
+        places, sources = (indices.to(self.keys.device, non_blocking=True) for indices in (moved, rows[moved]))
         for cached in (self.keys, self.values):
-            cached[moved, :, : self.length] = cached[rows[moved], :, : self.length]
+            cached[places, :, : self.length] = cached[sources, :, : self.length]
         self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
 
 
@@ -125,7 +130,7 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.append(keys, values)
         group_size = queries.shape[1] // keys.shape[1]
-        if group_size > 1:
+        if group_size > 1 and keys.is_cuda:  # whose kernels for masks and for float32 share no keys (torch 2.13)
             keys, values = keys.repeat_interleave(group_size, dim=1), values.repeat_interleave(group_size, dim=1)
         return attend(queries, keys, values).transpose(1, 2).flatten(2)
 
@@ -167,7 +172,6 @@ class Transformer(nn.Module):
     """A causal language model without its last product: token ids in, hidden states out, see `forward`."""
 
     layers: Any  # of type Block each, which torch cannot say
-    frequencies: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -178,7 +182,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_embeddings()
-        self.register_buffer("frequencies", rotary_frequencies(config), persistent=False)
+        self.frequencies = rotary_frequencies(config)  # no buffer: buffers are cast with the weights, see `_apply`
         if self.embed_tokens.weight.is_meta:  # where there are no numbers to draw, torch takes seconds to see that
             return
         for module in self.modules():
@@ -192,6 +196,12 @@ class Transformer(nn.Module):
         """Make input and output embeddings one tensor (Press and Wolf 2017), where the config asks for it."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """Move or cast the weights, as `to` and `bfloat16` ask for; the rotary angles are moved too, but never cast."""
+        super()._apply(fn, recurse)
+        self.frequencies = self.frequencies.to(self.embed_tokens.weight.device)
+        return self
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
         """Return an empty cache for each layer, with room for `capacity` tokens of each sequence."""
@@ -269,18 +279,45 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(mask: Tensor | None, lengths: list[int] | None, like: Tensor) -> Attend:
-    """Choose the softmax attention (Vaswani et al. 2017) for what `Transformer.forward` was given."""
+    """Choose the softmax attention (Vaswani et al. 2017) for what `Transformer.forward` was given.
+
+    On CUDA, texts that stand one behind another take one call, not one for each: flash attention in bfloat16, padded
+    rows in float32. The indices for that are made on the CPU and copied without waiting. It has not run on a GPU.
+    """
     if lengths is None:
-        return partial(F.scaled_dot_product_attention, attn_mask=mask, is_causal=mask is None)
-    if like.is_cuda and like.dtype == torch.bfloat16:
-        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=like.device)
+        return partial(_attend, mask=mask)
+    if not like.is_cuda:
+        return partial(_attend_text_by_text, lengths=lengths)
+    if like.dtype == torch.bfloat16:
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(like.device, non_blocking=True)
         return partial(_attend_within_texts_by_flash, ends=ends, longest=max(lengths))
-    return partial(_attend_within_texts, lengths=lengths)
+    tokens, places = (indices.to(like.device, non_blocking=True) for indices in padded_rows(lengths))
+    return partial(_attend_within_padded_rows, tokens=tokens, places=places)
 
 
-def _attend_within_texts(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
+def padded_rows(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Return how texts that stand one behind another become rows with padding on the right, and how they come back.
+
+    The token at each place of the rows, (texts, longest), any for padding; the place of each token, (time,).
+    """
+    tokens = pad_sequence(torch.arange(sum(lengths)).split(lengths), batch_first=True)
+    is_text = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return tokens, is_text.flatten().nonzero()[:, 0]
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None, enable_gqa=True)
+
+
+def _attend_text_by_text(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
     texts = zip(*(x.split(lengths, dim=2) for x in (queries, keys, values)))
-    return torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in texts], dim=2)
+    return torch.cat([_attend(*text) for text in texts], dim=2)
+
+
+def _attend_within_padded_rows(queries: Tensor, keys: Tensor, values: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+    rows = (x[0].index_select(1, tokens.flatten()).unflatten(1, tokens.shape) for x in (queries, keys, values))
+    mixed = _attend(*(x.transpose(0, 1) for x in rows))  # (texts, heads, longest, head_dim); no text sees its padding
+    return mixed.transpose(0, 1).flatten(1, 2).index_select(1, places)[None]
 
 
 def _attend_within_texts_by_flash(queries: Tensor, keys: Tensor, values: Tensor, ends: Tensor, longest: int) -> Tensor:

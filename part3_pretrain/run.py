@@ -24,6 +24,7 @@ from part3_pretrain.loss_curve import plot_losses
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, deciding_options, flag
+from part3_pretrain.runtime.device import choose_device
 from part3_pretrain.runtime.files import atomic_write, cannot_read, check_not_folder
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
@@ -39,8 +40,10 @@ Batch = tuple[Tensor, Tensor, bool]  # inputs and targets, (batch, time), and wh
 def run(config: PretrainConfig) -> None:
     """Read or make the corpus, train the model, and write the checkpoint and the loss curve.
 
-    Raises UserError where a file cannot be used, the training diverges, or what --resume finds is of another run.
+    Raises UserError where a file or the device cannot be used, the training diverges, or what --resume finds is of
+    another run.
     """
+    device = choose_device(config.device)
     picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
     check_not_folder(config.checkpoint, picture, state_file)
     texts = read_corpus(config)
@@ -49,7 +52,7 @@ def run(config: PretrainConfig) -> None:
     made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail documents"
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
     with TrainingState(state_file, decides, config.save_every, config.resume) as state:
-        model, tokenizer, losses = pretrain(texts, config, state)
+        model, tokenizer, losses = pretrain(texts, config, state, device)
         with distributed.unsharded(model):
             if distributed.rank() == 0:
                 save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
@@ -90,16 +93,17 @@ def save_loss_curve(path: Path, losses: list[float]) -> None:
 
 
 def pretrain(
-    texts: list[str], config: PretrainConfig, state: TrainingState | None = None
+    texts: list[str], config: PretrainConfig, state: TrainingState | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Transformer, Tokenizer, list[float]]:
     """Learn a vocabulary, then to predict the next token.
 
-    Returns the model, its tokenizer, and what `train` returns; goes on from a state that was interrupted.
+    Returns the model on `device`, its tokenizer, and what `train` returns; goes on from a state that was interrupted.
     """
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], config.vocab_size)
     model = Transformer(ModelConfig(vocab_size=tokenizer.get_vocab_size()))
     start_with_induction_heads(model)
+    model.to(device)  # now that its first weights are drawn, which a GPU would draw otherwise
     losses = train(model, make_batches(texts, tokenizer, config), config, state or TrainingState())
     return model, tokenizer, losses
 
@@ -129,7 +133,8 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     if steps_done:
         log(f"resuming after step {steps_done:,} of {len(batches):,}")
     model.train()
-    uses_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and multiplies_bfloat16())
+    on_cpu = model.embed_tokens.weight.device.type == "cpu"
+    uses_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and on_cpu and multiplies_bfloat16())
     bar = tqdm(total=len(batches), initial=steps_done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if uses_bfloat16 else nullcontext():
         for step, (inputs, targets, is_text) in enumerate(batches[steps_done:], start=steps_done + 1):
@@ -161,13 +166,15 @@ def training_step(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: T
             loss and that norm.
     """
     tokens = int((targets != corpus.IGNORE_INDEX).sum())
+    device = next(module.parameters()).device
     own_inputs, own_targets = distributed.shard(inputs), distributed.shard(targets)
     if len(own_inputs) == 0:  # all ranks compute equally often, since they exchange their gradients
         own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE_INDEX)
-    own_loss = module(own_inputs, own_targets) / tokens
+    own_loss = module(*(rows.to(device, non_blocking=True) for rows in (own_inputs, own_targets))) / tokens
     (own_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
-    (loss,) = distributed.all_reduce_sum(own_loss.item())
-    norm = distributed.full_tensor(nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM)).item()
+    gradient_norm = distributed.full_tensor(nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM))
+    own, norm = torch.stack([own_loss.detach(), gradient_norm]).tolist()  # the only wait for a GPU in a step
+    (loss,) = distributed.all_reduce_sum(own)
     if not math.isfinite(norm):
         raise FloatingPointError(loss, norm)
     optimizer.step()

@@ -6,7 +6,7 @@ so neither the batch size nor the neighbours in the batch change it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime.device import free_memory
 
-MAX_CACHE_BYTES = 2**30  # for the keys and values of one batch
-MAX_BATCH_SIZE = 200  # larger batches are no faster on a CPU
+MAX_CACHE_BYTES = 2**30  # for the keys and values of one batch on a CPU
+MAX_BATCH_SIZE = 200  # larger batches are no faster there
+BYTES_PER_LOGIT = 64  # at most, of all that `sample` makes of one
 
 
 @dataclass(frozen=True)
@@ -49,29 +51,30 @@ def generate(
     sampling: Sampling,
     *,
     seed: int | str = 0,
+    seeds: Sequence[int | str] | None = None,
     batch_size: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[Generated]:
     """Continue every prompt until <EOS> or for `max_new_tokens`; <PAD> is never drawn (both as the config has them).
 
     Args:
-        batch_size: replies written at once; by default up to `MAX_BATCH_SIZE`, as their cache has `MAX_CACHE_BYTES`.
+        seeds: one for each prompt in the place of `seed`, so that several samples of a prompt can be drawn together.
+        batch_size: replies written at once; by default those of `fitting_batch_size`.
         progress: called with the size of each batch once its replies are written.
 
     Raises ValueError where a prompt is empty or leaves the model too few positions for `max_new_tokens`.
     """
     _check(model, prompts, sampling)
+    seeds = seeds or [seed] * len(prompts)
     if batch_size is None:
-        shape, longest = model.config, max(map(len, prompts), default=0) + sampling.max_new_tokens
-        numbers = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * longest  # keys and values of a sequence
-        fitting = MAX_CACHE_BYTES // (numbers * model.embed_tokens.weight.itemsize)
-        batch_size = min(MAX_BATCH_SIZE, max(1, fitting))
+        batch_size = fitting_batch_size(model, max(map(len, prompts), default=0) + sampling.max_new_tokens)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
     replies: dict[int, Generated] = {}
     for start in range(0, len(prompts), batch_size):
         batch = by_length[start : start + batch_size]
         continuations: list[list[int]] = [[] for _ in batch]
-        for step in _decode(model, [prompts[index] for index in batch], sampling, seed):
+        of_batch = [(seeds[index], prompts[index]) for index in batch]
+        for step in _decode(model, of_batch, sampling):
             for row, token in step:
                 continuations[row].append(token)
         for index, ids in zip(batch, continuations):
@@ -84,9 +87,23 @@ def generate(
 def stream(model: Transformer, prompt: list[int], sampling: Sampling, seed: int | str = 0) -> Iterator[int]:
     """Yield the ids that `generate` returns for one prompt, each as soon as it is drawn; refuse what it refuses."""
     _check(model, [prompt], sampling)
-    for [(_, token)] in _decode(model, [prompt], sampling, seed):
+    for [(_, token)] in _decode(model, [(seed, prompt)], sampling):
         if token not in model.config.eos_ids:
             yield token
+
+
+def fitting_batch_size(model: Transformer, longest: int) -> int:
+    """Return how many sequences of `longest` tokens are written at once, as their keys and values fit into memory.
+
+    On a GPU these and the logits take a quarter of what is free, and leave the rest to the prompts' activations. That
+    has not run on a GPU.
+    """
+    shape, weight = model.config, model.embed_tokens.weight
+    sequence_bytes = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * longest * weight.itemsize
+    free = free_memory(weight.device)
+    if free is None:
+        return max(1, min(MAX_BATCH_SIZE, MAX_CACHE_BYTES // sequence_bytes))
+    return max(1, free // 4 // (sequence_bytes + BYTES_PER_LOGIT * shape.vocab_size))
 
 
 def longest_prompt(model: Transformer, sampling: Sampling) -> int:
@@ -102,9 +119,10 @@ def _check(model: Transformer, prompts: list[list[int]], sampling: Sampling) -> 
 
 @torch.inference_mode()
 def _decode(
-    model: Transformer, prompts: list[list[int]], sampling: Sampling, seed: int | str
+    model: Transformer, seeds_and_prompts: list[tuple[int | str, list[int]]], sampling: Sampling
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield at each step (index, next token) of every prompt that still goes on; an <EOS> is its last token."""
+    prompts = [prompt for _, prompt in seeds_and_prompts]
     weight = model.embed_tokens.weight
     longest = max(map(len, prompts))
     capacity = longest + sampling.max_new_tokens
@@ -120,7 +138,7 @@ def _decode(
     mask = weight.new_full((longest, longest), -torch.inf).triu(1) + padding_mask[..., :longest]  # the prompts' own
     mask.diagonal(dim1=-2, dim2=-1).zero_()  # else padding would look at nothing, and nothing has no softmax
     # (rows, max_new_tokens), uniform: the random numbers that each prompt draws its tokens with.
-    generators = [torch.Generator().manual_seed(crc32(repr((seed, prompt)).encode())) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(crc32(repr(both).encode())) for both in seeds_and_prompts]
     size, dtype = sampling.max_new_tokens, torch.float64
     noise = torch.stack([torch.rand(size, dtype=dtype, generator=own) for own in generators]).to(weight.device)
 
@@ -142,9 +160,10 @@ def _decode(
             return
         if len(running) < len(indices):
             indices = [indices[row] for row in running]
-            rows = torch.tensor(running, device=weight.device)
+            kept = torch.tensor(running)
             for cache in caches:
-                cache.keep_rows(rows)
+                cache.keep_rows(kept)
+            rows = kept.to(weight.device, non_blocking=True)
             next_tokens, noise = next_tokens[rows], noise[rows]
             padding, padding_mask = padding[rows], padding_mask[rows]
         tokens = next_tokens[:, None]
@@ -163,7 +182,7 @@ def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None
     """
     logits = logits.float()
     if pad_id is not None:
-        logits = logits.index_fill(-1, torch.tensor(pad_id, device=logits.device), -torch.inf)
+        logits = logits.index_fill(-1, torch.full((1,), pad_id, device=logits.device), -torch.inf)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits / sampling.temperature).softmax(-1)

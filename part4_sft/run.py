@@ -54,7 +54,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
     with timed("pretraining", timing):
         if needs_pretraining(config):
             log(f"{config.model} is missing, so Part 3 runs first and makes it")
-            pretrain(PretrainConfig(None, config.model, config.out_dir, seed=config.seed, resume=config.resume))
+            files = None, config.model, config.out_dir
+            pretrain(PretrainConfig(*files, device=config.device, seed=config.seed, resume=config.resume))
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
         checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
     model = checkpoint.model.to(device)

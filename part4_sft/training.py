@@ -22,13 +22,15 @@ from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.device import free_memory
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
 from part4_sft.extras.bfloat16_adam import BFloat16Adam
 
-LOGITS_PER_CHUNK = 2**25  # numbers; 128 MiB in float32
+LOGITS_PER_CHUNK = 2**25  # on a CPU; 128 MiB in float32
+BYTES_PER_LOGIT = 16  # at most, of all that the loss and its gradient make of one
 cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
 
 Validate = Callable[[int, float | None], dict[str, Any]]  # epoch and its training loss to an entry of `by_epoch`
@@ -94,7 +96,9 @@ def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: li
     def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(model.lm_head(hidden).float(), targets)
 
-    rows = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
+    free = free_memory(hidden.device)
+    logits = LOGITS_PER_CHUNK if free is None else free // 2 // BYTES_PER_LOGIT  # has not run on a GPU
+    rows = max(1, logits // model.config.vocab_size)
     if len(hidden) <= rows:
         return chunk_loss(hidden, targets)
     # With a large vocabulary the logits would be larger than the model. So they are computed in chunks, and once more

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.memory import SHAPES, WAYS, compute
+from benchmarks.our_side import count_operations
 from benchmarks.side_by_side import Measured, alternate, largest_difference, table
+from part3_pretrain.model import Transformer
+from part4_sft.dataset import Pair
+from part4_sft.encoding import PairEncoder
+from part4_sft.training import collate, masked_loss
 from tests.conftest import Command, assert_refused
 
 
@@ -32,6 +41,17 @@ def test_memory_is_computed_from_the_number_formats() -> None:
     """134,515,008 parameters of 16, 12 and 8 bytes; of LoRA 2 each, and 10 for each of 4,884,480 trainable ones."""
     shape = SHAPES["135M (SmolLM2)"]
     assert [round(compute(shape, config), 3) for config in WAYS.values()] == [2.152, 1.614, 1.076, 0.318]
+
+
+def test_context_tokens_are_not_credited_with_products_that_they_skip(
+    tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
+) -> None:
+    """torch's own counter sees the same operations in a step; what attention computes itself is counted by neither."""
+    examples = encoder.encode_all(made["sft_dataset"][:6])
+    model = copy.deepcopy(tiny_model)
+    with FlopCounterMode(display=False) as counter:
+        masked_loss(model, *collate(examples)).backward()
+    assert counter.get_flop_counts()["Global"][torch.ops.aten.mm] == count_operations(model, examples)
 
 
 def test_a_benchmark_that_is_not_there(run_main: Command) -> None:

@@ -4,6 +4,7 @@ from itertools import takewhile
 from random import Random
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from zlib import crc32
 
 import pytest
@@ -20,6 +21,7 @@ RNG = Random(5)
 PROMPTS = [[RNG.randrange(2, VOCAB) for _ in range(length)] for length in (30, 1, 7, 2, 19, 44, 3, 12, 1, 25, 6)]
 GREEDY = Sampling(temperature=0, max_new_tokens=20)
 SOFT = Sampling(0.8, max_new_tokens=20)
+BYTES_OF_LONGEST = 2 * 64 * 2 * 2 * 8 * 4  # 44 + 20 float32 keys and values, in 2 layers with 2 heads of width 8
 WILD = Sampling(1.5, top_k=12, top_p=0.95, max_new_tokens=20)
 
 
@@ -54,8 +56,7 @@ def test_a_reply_does_not_depend_on_batch_size_or_neighbours(model: Transformer,
     ("cache_bytes", "max_batch_size", "expected"),
     [
         (generation.MAX_CACHE_BYTES, generation.MAX_BATCH_SIZE, [11]),
-        # 44 + 20 tokens of float32 keys and values, in 2 layers with 2 heads of width 8
-        (4 * (2 * 64 * 2 * 2 * 8 * 4), 200, [4, 4, 3]),
+        (4 * BYTES_OF_LONGEST, 200, [4, 4, 3]),
         (2**30, 3, [3, 3, 3, 2]),
         (1, 200, [1] * 11),
     ],
@@ -69,6 +70,28 @@ def test_batches_are_as_large_as_the_cache_and_the_limit_allow(
     generate(model, PROMPTS, SOFT, progress=sizes.append)
     assert sizes == expected
     assert generate(model, [], SOFT) == []
+
+
+def test_on_a_gpu_cache_and_logits_take_a_quarter_of_what_is_free(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "MAX_BATCH_SIZE", 2)  # holds for a CPU alone, as does the next
+    monkeypatch.setattr(generation, "MAX_CACHE_BYTES", 1)
+    sizes: list[int] = []
+    for free in (4 * 4 * (BYTES_OF_LONGEST + generation.BYTES_PER_LOGIT * VOCAB), 0):
+        monkeypatch.setattr(generation, "free_memory", Mock(return_value=free))
+        generate(model, PROMPTS, SOFT, progress=sizes.append)
+    assert sizes == [4, 4, 3] + [1] * 11
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SOFT, WILD])
+def test_samples_of_a_prompt_that_are_drawn_together_are_those_drawn_alone(
+    model: Transformer, sampling: Sampling
+) -> None:
+    seeds: list[int | str] = [0, 1, "0/other 1", 3]
+    together = generate(model, PROMPTS * 4, sampling, seeds=[seed for seed in seeds for _ in PROMPTS])
+    alone = [reply for seed in seeds for reply in generate(model, PROMPTS, sampling, seed=seed)]
+    assert together == alone
 
 
 def test_pad_is_never_drawn_unless_the_model_has_none(model: Transformer) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.model import ModelConfig, Transformer, attention, rotary_frequencies
+from part3_pretrain.weights import model_from_tensors
 
 SHAPE: dict[str, Any] = dict(
     vocab_size=97, hidden_size=48, intermediate_size=80, num_layers=3, num_heads=6, num_kv_heads=2, max_positions=64
@@ -44,6 +49,53 @@ def test_texts_in_one_row_do_not_see_each_other(model: Transformer) -> None:
     texts = [TOKENS[0, :7], TOKENS[1, :1], TOKENS[2]]
     row = model(torch.cat(texts)[None], lengths=[len(text) for text in texts])
     assert_close(row, torch.cat([model(text[None]) for text in texts], dim=1), **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cast", [Transformer.bfloat16, lambda model: model.to("cpu", torch.bfloat16)])
+def test_rotary_angles_stay_in_float32_whatever_the_weights_are_cast_to(
+    cast: Callable[[Transformer], Transformer], model: Transformer
+) -> None:
+    """bfloat16 has 8 significant bits: of an angle of 63 rad it would keep a quarter of one."""
+    loaded = model_from_tensors(model.config, model.named_parameters(), torch.bfloat16)
+    before = rotary_frequencies(model.config)
+    assert torch.equal(cast(model).frequencies, before) and model.norm.weight.dtype == torch.bfloat16
+    assert torch.equal(model.eval()(TOKENS), loaded.eval()(TOKENS))
+
+
+def test_rotary_angles_go_where_the_weights_go(model: Transformer) -> None:
+    assert model.to("meta").frequencies.is_meta
+
+
+def test_keys_and_values_that_heads_share_are_not_copied_for_each(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def attend(*tensors: Any, **settings: Any) -> Tensor:
+        shapes.append(tuple(tensor.shape for tensor in tensors[:3]))
+        return scaled_dot_product_attention(*tensors, **settings)
+
+    scaled_dot_product_attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    model(TOKENS, caches=model.new_caches(3, 20))
+    model(TOKENS[:1], lengths=[20])
+    assert shapes == 3 * [((3, 6, 20, 8), (3, 2, 20, 8), (3, 2, 20, 8))] + 3 * [
+        ((1, 6, 20, 8), (1, 2, 20, 8), (1, 2, 20, 8))
+    ]
+
+
+@pytest.mark.parametrize("lengths", [[7, 1, 20], [3], [1, 1]])
+def test_the_one_call_for_all_texts_on_cuda_is_a_call_for_each(lengths: list[int]) -> None:
+    """In float32; here it computes on the CPU. Values and gradients."""
+    here, on_cuda = (Mock(is_cuda=is_cuda, dtype=torch.float32, device="cpu") for is_cuda in (False, True))
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, heads, sum(lengths), 8, requires_grad=True) for heads in (6, 2, 2)]
+    results = []
+    for like in (here, on_cuda):
+        mixed = attention(None, lengths, like)(*tensors)
+        results.append((mixed, torch.autograd.grad(mixed.square().sum(), tensors)))
+    assert_close(*results, **TOLERANCE)
 
 
 def test_output_positions_alone_come_out_and_reach_the_last_feed_forward(model: Transformer) -> None:

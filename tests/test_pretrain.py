@@ -56,7 +56,7 @@ def test_same_seed_same_files(command: Command, tmp_path: Path) -> None:
     loaded = load_checkpoint(CHECKPOINT)
     assert loaded.tokenizer.get_vocab_size() == loaded.model.config.vocab_size == 500
     options: dict[str, object] = {"conversations": 60, "vocab_size": 500, "tokens_per_batch": 1024}
-    options |= {"learning_rate": 2e-3, "warmup_steps": 2, "dtype": "auto", "shard": False, "seed": 5}
+    options |= {"learning_rate": 2e-3, "warmup_steps": 2, "device": "auto", "dtype": "auto", "shard": False, "seed": 5}
     assert loaded.made_by == options | {"corpus": "synthetic retail documents"}
 
 
@@ -86,6 +86,26 @@ def test_a_folder_in_the_place_of_a_file_is_told_before_any_work(command: Comman
         (tmp_path / name).mkdir(parents=True)
         assert_refused(command(), f"{name} is a folder")  # of 140,000 documents, it makes none
         (tmp_path / name).rmdir()
+
+
+def test_a_device_that_is_not_there_is_told_before_any_work(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(run, "read_corpus", None)
+    assert_refused(command("--device", "cuda"), "--device cuda cannot be used, since torch finds no such device here")
+
+
+def test_batches_go_to_the_device_of_the_weights(tiny_model: Transformer) -> None:
+    """`meta` stands for a GPU: it computes shapes, and a tensor that was left on the CPU is refused."""
+    model = copy.deepcopy(tiny_model).to("meta")
+    seen: list[torch.Tensor] = []
+
+    def loss(model: Transformer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.extend([inputs, targets])
+        return next_token_loss(model, inputs, targets)
+
+    with pytest.raises(RuntimeError, match="meta"):  # whose loss is no number
+        run.training_step(LossModule(model, loss), run.make_optimizer(model), *torch.randint(600, (2, 2, 9)))
+    assert [tensor.is_meta for tensor in seen] == [True, True]
 
 
 def test_every_text_is_seen_once_among_batches_to_copy(tokenizer: Tokenizer) -> None:
@@ -174,4 +194,5 @@ def test_products_are_in_bfloat16_where_that_is_asked_for_or_fast(
     monkeypatch.setattr(run, "multiplies_bfloat16", lambda: has_instructions)
     monkeypatch.setattr(run, "bfloat16_products", lambda model: models.append(model) or nullcontext())  # type: ignore[func-returns-value]
     run.train(copy.deepcopy(tiny_model), [], replace(CONFIG, dtype=dtype), TrainingState())
-    assert len(models) == used
+    run.train(copy.deepcopy(tiny_model).to("meta"), [], replace(CONFIG, dtype=dtype), TrainingState())
+    assert len(models) == used + (dtype == "bfloat16")  # elsewhere, what the processor can do counts for nothing

@@ -251,7 +251,7 @@ def test_where_the_default_checkpoint_is_missing_part_3_runs_first(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And says so; with the seed and the folders of this run."""
+    """And says so; with the seed, the device and the folders of this run."""
     monkeypatch.chdir(tmp_path)
     configs: list[Any] = []
 
@@ -262,13 +262,14 @@ def test_where_the_default_checkpoint_is_missing_part_3_runs_first(
     monkeypatch.setattr("part4_sft.run.pretrain", pretrain)
     save_pairs(tmp_path / "mine.json", made["sft_dataset"][:4])
     options = ["--epochs", "1", "--max-new-tokens", "1", "--samples-per-context", "1", "--seed", "7"]
+    options += ["--device", "cpu"]
     for name in ("--data", "--validation-data", "--test-data"):
         options += [name, "mine.json"]
     status, printed, complained = command(*options)
     assert status == 0 and "checkpoints/pretrained.pt is missing, so Part 3 runs first and makes it" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "outputs", "mine.json"}
-    assert [(str(c.checkpoint), str(c.out_dir), c.seed, c.resume) for c in configs] == [
-        ("checkpoints/pretrained.pt", "outputs", 7, False)
+    assert [(str(c.checkpoint), str(c.out_dir), c.device, c.seed, c.resume) for c in configs] == [
+        ("checkpoints/pretrained.pt", "outputs", "cpu", 7, False)
     ]
     assert complained.splitlines() == [
         f"note: 4 of 4 contexts of {name} are in the training data too" for name in ("sft_validation", "sft_test")

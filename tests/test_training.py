@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -112,6 +113,20 @@ def test_a_loss_in_chunks_is_the_same_loss_with_the_same_gradient(
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-5)
     response_tokens = sum(label != -100 for example in examples for label in example.labels)
     assert len(chunks) == -(-response_tokens // 50)  # none where all logits fit into one
+
+
+@pytest.mark.parametrize(("free_rows", "chunks"), [(10**6, 0), (50, 1)])
+def test_on_a_gpu_a_chunk_of_logits_takes_half_of_what_is_free(
+    free_rows: int, chunks: int, tiny_model: Transformer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 2 * free_rows * training.BYTES_PER_LOGIT * tiny_model.config.vocab_size
+    rows = sum(label != -100 for example in examples for label in example.labels)
+    counted = Mock(side_effect=checkpoint)
+    monkeypatch.setattr(training, "free_memory", Mock(return_value=free))
+    monkeypatch.setattr(training, "LOGITS_PER_CHUNK", 1)  # holds for a CPU alone
+    monkeypatch.setattr(training, "checkpoint", counted)
+    masked_loss(tiny_model, *collate(examples))
+    assert counted.call_count == chunks * -(-rows // 50)
 
 
 def test_of_no_examples_the_loss_is_0_and_the_gradient_too(tiny_model: Transformer) -> None:

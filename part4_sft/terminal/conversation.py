@@ -112,7 +112,7 @@ def reply_to(
     prompt = encoder.encode_prompt(context, longest_prompt(model, sampling))
     if threshold:
         seeds = [seed, *(f"{seed}/other {number}" for number in range(hand_over.OTHERS))]
-        drawn = [generate(model, [prompt], sampling, seed=own)[0] for own in seeds]
+        drawn = generate(model, [prompt] * len(seeds), sampling, seeds=seeds)
         draft, *others = encoder.decode([reply.ids for reply in drawn])
         if hand_over.confidence(draft, others) < threshold:
             yield Reply(hand_over.REPLY, draft, drawn[0].stopped, True)
