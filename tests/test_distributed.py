@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -169,6 +170,13 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_state_is_kep
     (save / "values.json").write_text("{}")
     assert in_ranks(sft.main, 2, [*arguments, "--resume"]) == [2, 2]
     assert "sft_model.state is damaged" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_told_in_one_line(options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    limit = (20_000, 20_000)  # bytes a file
+    arguments = [*options, *in_folder(tmp_path)]
+    (status,) = in_ranks(sft.main, 1, arguments, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert_refused((status, *capfd.readouterr()), "sft_model.state: ")
 
 
 @pytest.mark.slow

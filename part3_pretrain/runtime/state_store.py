@@ -18,6 +18,7 @@ from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, first_line
 from part3_pretrain.runtime.files import atomic_write
 from part3_pretrain.runtime.safe_load import safe_load
+from part3_pretrain.runtime.state_index import INDEX_FILE, IndexReader, IndexWriter, PlainValuesPlanner
 
 Values = dict[str, Any]  # plain, so that they can be written as JSON
 
@@ -64,7 +65,7 @@ class StateFolder:
 
     All processes call its methods in the same order, and write to it while the training goes on. Each save makes a
     folder `save-N`: the tensors by `torch.distributed.checkpoint`, each process its own, and all else in `values.json`.
-    A save is whole once it has `.metadata`, which is written last; the save before is kept until then.
+    A save is whole once it has `index.json`, which is written last; the save before is kept until then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,8 +90,8 @@ class StateFolder:
         """Put weights, moments and random numbers back in place: of a sharded model, this process's part."""
         tensors = _tensors(model, optimizer)
         try:
-            dcp.load(tensors, checkpoint_id=self._whole_saves()[-1])
-        except Exception as error:  # dcp raises many kinds
+            dcp.load(tensors, storage_reader=IndexReader(self._whole_saves()[-1]), planner=PlainValuesPlanner())
+        except (Exception, dcp.CheckpointException) as error:  # which is no Exception
             raise _damaged(self.path, error) from error
         set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         _set_rng_states(tensors["rng"])
@@ -107,7 +108,7 @@ class StateFolder:
                 temporary.write_text(json.dumps({"run": run, "values": values}), encoding="utf-8")
         dist.barrier(self.group)
         tensors = _tensors(model, optimizer)
-        self.writing = dcp.async_save(tensors, checkpoint_id=folder, process_group=self.group)  # type: ignore[assignment]
+        self.writing = dcp.async_save(tensors, storage_writer=IndexWriter(folder), process_group=self.group)  # type: ignore[assignment]
 
     def finish(self) -> None:
         """Wait for what is being written, and remove the save that it replaces. Raises UserError where it failed."""
@@ -115,8 +116,8 @@ class StateFolder:
             return
         try:
             self.writing.result()
-        except Exception as error:  # dcp wraps what any process came across in an error of its own
-            raise UserError(f"cannot write {self.path}: {first_line(error)}", "make room or choose another") from error
+        except (Exception, dcp.CheckpointException) as error:
+            raise UserError(f"cannot write {self.path}: {_reason(error)}", "make room or choose another") from error
         finally:
             self.writing = None
         if distributed.rank() == 0:
@@ -130,11 +131,18 @@ class StateFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _whole_saves(self) -> list[Path]:
-        return sorted(last.parent for last in self.path.glob("save-*/.metadata"))
+        return sorted(last.parent for last in self.path.glob(f"save-*/{INDEX_FILE}"))
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({first_line(error)})", "start anew without --resume")
+def _damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path} is damaged ({_reason(error)})", "start anew without --resume")
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line what went wrong, and of what several processes met, the first."""
+    while isinstance(error, dcp.CheckpointException):
+        error, _ = next(iter(error.failures.values()))
+    return first_line(error)
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
