@@ -70,18 +70,26 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Counted on from what is there: the last save is the one that counts, though an earlier training made more.
-        self.saves = max((int(save.name.partition("-")[2]) for save in path.glob("save-*")), default=0)
+        # The first process looks for all: on a network drive, another may not see yet what is there.
+        self.saves, self.whole = distributed.on_rank_0(self._look)
         self.group = dist.new_group(backend="gloo")  # the writing threads speak to each other beside the training
         self.writing: Future[Any] | None = None
 
+    def _look(self) -> tuple[int, Path | None]:
+        """Return the highest number of a save, for the next to be higher, and the last whole one."""
+        saves = max((int(save.name.partition("-")[2]) for save in self.path.glob("save-*")), default=0)
+        return saves, max(self._whole_saves(), default=None)
+
     def exists(self) -> bool:
-        return bool(self._whole_saves())
+        return self.whole is not None
 
     def read(self) -> tuple[Values, Values]:
         """Return the `run` and the `values` of the last whole save. Raises UserError where it is damaged."""
+        return distributed.on_rank_0(self._read)
+
+    def _read(self) -> tuple[Values, Values]:
         try:
-            contents = json.loads((self._whole_saves()[-1] / "values.json").read_text(encoding="utf-8"))
+            contents = json.loads((self.whole / "values.json").read_text(encoding="utf-8"))
             return contents["run"], contents["values"]
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.path, error) from error
@@ -90,7 +98,7 @@ class StateFolder:
         """Put weights, moments and random numbers back in place: of a sharded model, this process's part."""
         tensors = _tensors(model, optimizer)
         try:
-            dcp.load(tensors, storage_reader=IndexReader(self._whole_saves()[-1]), planner=PlainValuesPlanner())
+            dcp.load(tensors, storage_reader=IndexReader(self.whole), planner=PlainValuesPlanner())
         except (Exception, dcp.CheckpointException) as error:  # which is no Exception
             raise _damaged(self.path, error) from error
         set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
@@ -100,9 +108,9 @@ class StateFolder:
         """Begin to write, once the save before has ended; model and optimizer may change as soon as this returns."""
         self.finish()
         self.saves += 1
-        folder = self.path / f"save-{self.saves:06}"
+        folder = self._folder()
         if distributed.rank() == 0:
-            for unfinished in set(self.path.glob("save-*")) - set(self._whole_saves()):
+            for unfinished in set(self.path.glob("save-*")) - {self.whole}:
                 shutil.rmtree(unfinished)
             with atomic_write(folder / "values.json") as temporary:
                 temporary.write_text(json.dumps({"run": run, "values": values}), encoding="utf-8")
@@ -116,12 +124,13 @@ class StateFolder:
             return
         try:
             self.writing.result()
+            self.whole = self._folder()
         except (Exception, dcp.CheckpointException) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}", "make room or choose another") from error
         finally:
             self.writing = None
         if distributed.rank() == 0:
-            for older in self._whole_saves()[:-1]:
+            for older in set(self._whole_saves()) - {self.whole}:
                 shutil.rmtree(older)
 
     def remove(self) -> None:
@@ -130,8 +139,11 @@ class StateFolder:
         if distributed.rank() == 0:
             shutil.rmtree(self.path, ignore_errors=True)
 
+    def _folder(self) -> Path:
+        return self.path / f"save-{self.saves:06}"
+
     def _whole_saves(self) -> list[Path]:
-        return sorted(last.parent for last in self.path.glob(f"save-*/{INDEX_FILE}"))
+        return [last.parent for last in self.path.glob(f"save-*/{INDEX_FILE}")]
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
