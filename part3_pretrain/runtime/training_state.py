@@ -1,4 +1,7 @@
-"""Training that can be interrupted: its whole state is saved, and --resume goes on from it to the same bits."""
+"""Training that can be interrupted: its whole state is saved, and --resume goes on from it.
+
+On a CPU it comes to the same bits as if it had not been interrupted; GPUs do not add up in a fixed order.
+"""
 
 from __future__ import annotations
 
