@@ -35,6 +35,7 @@ from part4_sft.training import mean_loss
 
 Entry = dict[str, Any]  # one context and the replies to it, as in `replies.json`
 UNSEEN_SETS = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
+VALIDATION_BATCH = 50  # replies that a process writes before it looks whether a signal has come
 LARGEST_USEFUL_LOSS = 100.0  # nats a token; guessing among all tokens costs 13 at most
 
 
@@ -78,11 +79,14 @@ def validate(
     config: SFTConfig,
     epoch: int,
     train_loss: float | None,
+    *,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score the model on validation pairs: its loss, and replies that it really generates.
 
     Args:
         examples: the pairs, tokenised.
+        before_batch: called before each batch, equally often by all ranks; what it raises ends the validation.
 
     Returns:
         An entry of `by_epoch`.
@@ -90,11 +94,16 @@ def validate(
     Raises:
         UserError: the loss is NaN, or worse than that of any guess.
     """
-    loss = mean_loss(model, examples)
+    loss = mean_loss(model, examples, before_batch=before_batch)
     if not loss < LARGEST_USEFUL_LOSS:  # nor is NaN
         cure = "choose a smaller --learning-rate" if epoch else "this model knows nothing; name another"
         raise UserError(f"the loss is {loss} after epoch {epoch}", cure)
-    replies = generate_replies(model, encoder, pairs, Sampling.of(config), config.seed)
+    replies, size = Replies([], []), VALIDATION_BATCH * distributed.world_size()
+    for start in range(0, len(pairs), size):
+        before_batch()
+        batch = generate_replies(model, encoder, pairs[start : start + size], Sampling.of(config), config.seed)
+        replies.texts.extend(batch.texts)
+        replies.stopped.extend(batch.stopped)
     scores = score(replies, pairs, recognise_all(pairs))
     headline = {name: scores[name] for name in HEADLINE_MEASURES if name in scores}
     return {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss, **headline}

@@ -69,7 +69,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
     decides = deciding_options(config) | examples.digests
     decides["the digest of the weights to begin with"] = digest_of_weights(model)
     with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
-        validate_epoch = partial(validate, model, encoder, data["sft_validation"], examples.validation, config)
+        validation = data["sft_validation"], examples.validation
+        validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
         with timed("fine_tuning", timing):
             history = fine_tune(model, examples.training, config, timed("validation", timing)(validate_epoch), state)
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)

@@ -28,6 +28,7 @@ from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
 from part4_sft.extras.bfloat16_adam import BFloat16Adam
+from part4_sft.extras.streaming import LONGEST_LIST, ComputedBatches
 
 LOGITS_PER_CHUNK = 2**25  # on a CPU; 128 MiB in float32
 BYTES_PER_LOGIT = 16  # at most, of all that the loss and its gradient make of one
@@ -182,15 +183,17 @@ def train(
     if history.steps:
         log(f"resuming after step {len(history.steps):,} of {total:,}")
     bar = tqdm(total=total, initial=len(history.steps), desc="fine-tuning", unit="step", disable=None)
-    with bar, state.signals_wait():
+    with bar, state.signals_wait(lambda: state.save(model, optimizer, history.values())):
         if not history.by_epoch:
             with distributed.unsharded(model):
                 history.by_epoch.append(validate(0, None))
         for epoch in range(len(history.by_epoch), config.epochs + 1):
             model.train()  # validation leaves it in evaluation mode
-            batches = shuffled_batches(len(examples), config.batch_size, epoch, config.seed)
+            shuffled = ComputedBatches if config.stream and len(examples) > LONGEST_LIST else shuffled_batches
+            batches = shuffled(len(examples), config.batch_size, epoch, config.seed)
             steps_before = (epoch - 1) * len(batches)
-            for batch in batches[len(history.steps) - steps_before :]:  # of a resumed epoch, those that are left
+            for number in range(len(history.steps) - steps_before, len(batches)):  # of a resumed epoch, what is left
+                batch = batches[number]
                 pairs = [examples[index] for index in batch]
                 try:
                     step = training_step(loss_module, optimizer, pairs, config.gradient_accumulation_steps)
@@ -204,7 +207,7 @@ def train(
                     on_step(len(history.steps), step)
                 bar.set_postfix(epoch=epoch, loss=f"{step.loss:.3f}")
                 bar.update()
-                if state.is_due() and batch is not batches[-1]:  # the last is saved with its validation
+                if state.is_due() and number < len(batches) - 1:  # the last is saved with its validation
                     state.save(model, optimizer, history.values())
             with distributed.unsharded(model):
                 history.by_epoch.append(validate(epoch, mean_loss_of(history.steps[steps_before:])))
@@ -236,12 +239,21 @@ def mean_loss_of(steps: Sequence[Step]) -> float:
 
 
 @torch.inference_mode()
-def mean_loss(model: Transformer, examples: Sequence[Example], batch_size: int = 50) -> float:
-    """Return the cross-entropy per response token over all examples, in nats; its exponential is the perplexity."""
+def mean_loss(
+    model: Transformer,
+    examples: Sequence[Example],
+    batch_size: int = 50,
+    before_batch: Callable[[], None] = lambda: None,
+) -> float:
+    """Return the cross-entropy per response token over all examples, in nats; its exponential is the perplexity.
+
+    All ranks call `before_batch` equally often.
+    """
     device = model.embed_tokens.weight.device
     loss = tokens = 0.0
     own = distributed.shard(examples)
-    for start in range(0, len(own), batch_size):
+    for start in range(0, math.ceil(len(examples) / distributed.world_size()), batch_size):
+        before_batch()
         inputs, targets, lengths = collate(own[start : start + batch_size], device)
         loss += masked_loss(model, inputs, targets, lengths).item()
         tokens += int((targets != IGNORE_INDEX).sum())

@@ -19,14 +19,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
+from torch import nn
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
+from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft import sft
 from tests.conftest import Command, assert_refused, in_folder
+from tests.processes import in_ranks
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -92,6 +95,42 @@ def test_code_in_a_checkpoint_or_training_state_is_not_run(tmp_path: Path) -> No
     assert not made.exists()
     torch.load(path, weights_only=False)  # a careless reader runs it
     assert made.exists()
+
+
+def test_code_in_the_state_of_several_processes_is_not_run(tmp_path: Path) -> None:
+    """Each of its files in turn is hostile; then its index is that of a file whose plain values are."""
+    made, model = tmp_path / "made by the file", nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def refuse(file: Path, hostile: bytes, reason: str = "") -> None:
+        file.write_bytes(hostile)
+        with pytest.raises(UserError, match=rf"state is damaged \({reason}.*start anew without --resume$"):
+            TrainingState(tmp_path / "state.pt", {}, resume=True).restore(model, optimizer)
+        assert not made.exists()
+
+    def main() -> None:
+        with distributed.process_group(shard=False):
+            state = TrainingState(tmp_path / "state.pt", {})
+            state.save(model, optimizer, {})
+            state.store.finish()
+            save = tmp_path / "state" / "save-000001"
+            (save / ".metadata").write_bytes(pickle.dumps(RunsCode(made)))  # which is torch's own index
+            TrainingState(tmp_path / "state.pt", {}, resume=True).restore(model, optimizer)
+            assert not made.exists()
+            for file in (save / "index.json", save / "values.json", save / "__0_0.distcp"):
+                contents = file.read_bytes()
+                refuse(file, pickle.dumps(RunsCode(made)))
+                file.write_bytes(contents)
+            index = json.loads((save / "index.json").read_text())
+            for part in index["parts"]:
+                if part[1] is None:  # a plain value
+                    part[2:] = "hostile", 0, 10_000
+            torch.save(RunsCode(made), save / "hostile")
+            refuse(save / "index.json", json.dumps(index).encode(), "it holds more than tensors and plain values")
+            index["parts"][0][2] = "../elsewhere"
+            refuse(save / "index.json", json.dumps(index).encode(), "../elsewhere is no file beside its index")
+
+    assert in_ranks(main, 1) == [0]
 
 
 def test_a_flipped_bit_is_found_or_changes_nothing(path: Path) -> None:

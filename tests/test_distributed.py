@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from part3_pretrain import pretrain
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.runtime import distributed
-from part4_sft import sft
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.training_state import TrainingState
+from part4_sft import evaluation, sft
+from part4_sft.extras.bfloat16_adam import BFloat16Adam
 from tests.conftest import ROOT, Command, assert_refused, in_folder
 from tests.processes import SMALL_STEPS, at_step, in_ranks, kill_self, small_sft
 
@@ -31,7 +38,7 @@ def test_collectives_combine_what_the_ranks_have_and_rank_0_alone_prints(capfd: 
             assert distributed.all_gather(distributed.shard(items)) == items
             assert distributed.all_reduce_sum(rank, 0.5) == [3, 1.5]
             assert distributed.all_reduce_max(5 - rank) == 5
-            distributed.barrier()
+            assert distributed.on_rank_0(lambda: f"said by {rank}") == "said by 0"
             print("rank", rank)
             print("rank", rank, file=sys.stderr)
 
@@ -76,7 +83,7 @@ def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def evaluation(folder: Path) -> dict[str, Any]:
+def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "outputs" / "evaluation.json").read_text())
 
 
@@ -87,7 +94,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def assert_same_training(folder: Path, straight: Path) -> None:
     """Loss and gradient norm of every step, what validation says, all replies, and the weights."""
-    actual, expected = evaluation(folder), evaluation(straight)
+    actual, expected = results(folder), results(straight)
     for measure in ("loss", "gradient_norm"):
         assert len(expected["steps"][measure]) == SMALL_STEPS
         assert actual["steps"][measure] == pytest.approx(expected["steps"][measure], rel=1e-5)
@@ -108,7 +115,7 @@ def test_more_processes_learn_the_same(
 ) -> None:
     assert in_ranks(sft.main, world_size, [*options, *more, *in_folder(tmp_path)]) == [0] * world_size
     assert_same_training(tmp_path, straight)
-    assert evaluation(tmp_path)["environment"]["processes"] == world_size
+    assert results(tmp_path)["environment"]["processes"] == world_size
 
 
 @pytest.mark.slow
@@ -125,7 +132,7 @@ def test_pretraining_in_more_processes_learns_the_same(more: list[str], tmp_path
 @pytest.mark.parametrize("more", [["--lora-rank", "2"], ["--dtype", "bfloat16"], ["--dtype", "bfloat16", "--shard"]])
 def test_other_ways_to_train_end_well_and_lower_the_loss(more: list[str], options: list[str], tmp_path: Path) -> None:
     assert in_ranks(sft.main, 2, [*options, *more, *in_folder(tmp_path)]) == [0, 0]
-    losses = evaluation(tmp_path)["steps"]["loss"]
+    losses = results(tmp_path)["steps"]["loss"]
     assert len(losses) == SMALL_STEPS and sum(losses[6:]) / 6 < sum(losses[:6]) / 6 - 0.01
     model = load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt", dtype=None).model
     assert model.norm.weight.dtype == (torch.bfloat16 if "bfloat16" in more else torch.float32)
@@ -169,6 +176,90 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_state_is_kep
     (save / "values.json").write_text("{}")
     assert in_ranks(sft.main, 2, [*arguments, "--resume"]) == [2, 2]
     assert "sft_model.state is damaged" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("world_size", "batches"), [(1, 3), (2, 2)])
+def test_a_signal_to_one_process_ends_the_validation_of_all_and_a_resumed_training_does_it_anew(
+    world_size: int, batches: int, options: list[str], straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "VALIDATION_BATCH", 1)
+    arguments, generate, calls = [*options, *in_folder(tmp_path)], evaluation.generate_replies, count(1)
+
+    def generate_then_signal(*arguments: Any) -> Any:
+        """The signal comes in the first batch of the second validation, after which none is computed."""
+        replies, call = generate(*arguments), next(calls)
+        assert call <= batches + 1
+        if call == batches + 1:
+            kill_self(signal.SIGTERM)
+        return replies
+
+    def signal_in_validation() -> None:
+        evaluation.generate_replies = generate_then_signal
+
+    assert in_ranks(sft.main, world_size, arguments, signal_in_validation) == [143] * world_size
+    (save,) = (tmp_path / "checkpoints" / "sft_model.state").iterdir()
+    values = json.loads((save / "values.json").read_text())["values"]
+    assert (len(values["steps"]), len(values["by_epoch"])) == (SMALL_STEPS // 2, 1)
+    assert in_ranks(sft.main, world_size, [*arguments, "--resume"]) == [0] * world_size
+    assert_same_training(tmp_path, straight)
+
+
+def test_processes_whose_weights_drift_apart_are_told_before_that_is_saved(tmp_path: Path) -> None:
+    """Weights in bfloat16 are rounded by chance; here one process draws a number that the other does not."""
+    torch.manual_seed(0)
+    model = nn.Linear(30, 20, dtype=torch.bfloat16)
+    optimizer = BFloat16Adam(model.parameters(), lr=0.1, moments_dtype=torch.float32)
+
+    def step() -> None:
+        model(torch.ones(30, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step()
+
+    def main() -> None:
+        with distributed.process_group(shard=False):
+            state = TrainingState(tmp_path / "state.pt", {})
+            step()
+            state.save(model, optimizer, {"steps": 1})
+            torch.rand(distributed.rank())
+            step()
+            with pytest.raises(UserError, match=r"^the processes no longer have the same weights; go on with --resume"):
+                state.save(model, optimizer, {"steps": 2})
+            state.store.finish()
+            assert TrainingState(tmp_path / "state.pt", {}, resume=True).saved_values == {"steps": 1}
+
+    assert in_ranks(main, 2) == [0, 0]
+
+
+def test_the_first_process_decides_for_all_what_to_resume(tmp_path: Path) -> None:
+    """The other is on a machine that does not see yet what is in the folder on the network drive."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    glob = Path.glob
+
+    def glob_but_saves(folder: Path, pattern: str) -> Iterator[Path]:
+        return iter(()) if pattern.startswith("save-") else glob(folder, pattern)
+
+    def main() -> None:
+        with distributed.process_group(shard=False):
+            state = TrainingState(tmp_path / "state.pt", {})
+            state.save(model, optimizer, {"steps": 1})
+            state.store.finish()
+            if distributed.rank() == 1:
+                Path.glob = glob_but_saves  # type: ignore[assignment, method-assign]
+            state = TrainingState(tmp_path / "state.pt", {}, resume=True)
+            assert state.restore(model, optimizer) == {"steps": 1}
+            state.save(model, optimizer, {"steps": 2})
+            state.store.finish()
+            assert TrainingState(tmp_path / "state.pt", {}, resume=True).saved_values == {"steps": 2}
+
+    assert in_ranks(main, 2) == [0, 0]
+    assert [save.name for save in (tmp_path / "state").iterdir()] == ["save-000002"]
+
+
+def test_a_full_disk_is_told_in_one_line(options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    limit = (20_000, 20_000)  # bytes a file
+    arguments = [*options, *in_folder(tmp_path)]
+    (status,) = in_ranks(sft.main, 1, arguments, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert_refused((status, *capfd.readouterr()), "sft_model.state: ")
 
 
 @pytest.mark.slow

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+import tracemalloc
 from array import array
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -16,7 +21,7 @@ from part4_sft import sft
 from part4_sft.dataset import Pair, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.extras import streaming
-from part4_sft.extras.streaming import MappedExamples, load_beginning, load_stream
+from part4_sft.extras.streaming import ComputedBatches, MappedExamples, load_beginning, load_stream
 from part4_sft.formats import load_pairs
 from tests.conftest import Command, in_folder
 
@@ -67,6 +72,37 @@ def test_mapped_examples_are_a_sequence_and_damage_is_told(tmp_path: Path) -> No
 def test_an_error_of_a_worker_is_the_same_in_the_process_that_reads_it() -> None:
     error = pickle.loads(pickle.dumps(UserError("line 3 is bad", "mend it")))
     assert isinstance(error, UserError) and str(error) == "line 3 is bad; mend it"
+
+
+@pytest.mark.parametrize("count", [*range(1, 70), 1000, 100_003])
+def test_every_index_is_in_one_computed_batch(count: int) -> None:
+    batches = ComputedBatches(count, 8, epoch=1, seed=0)
+    assert len(batches) == math.ceil(count / 8) and all(len(batch) == 8 for batch in list(batches)[:-1])
+    assert sorted(index for batch in batches for index in batch) == list(range(count))
+
+
+def test_computed_batches_are_in_no_order_and_in_another_in_each_epoch() -> None:
+    count, cells = 100_000, 20
+    orders = [[index for batch in ComputedBatches(count, 8, epoch, seed=0) for index in batch] for epoch in (1, 2)]
+    shuffled = list(range(count))
+    Random(0).shuffle(shuffled)
+    pairs = [list(enumerate(order)) for order in (*orders, shuffled)]
+    pairs += [list(pairwise(order)) for order in (*orders, shuffled)]  # an index says nothing about the next
+    pairs += [list(zip(*orders))]
+    for pair in pairs:
+        table = Counter((first * cells // count, second * cells // count) for first, second in pair)
+        expected = len(pair) / cells**2
+        squares = sum((table[row, column] - expected) ** 2 for row in range(cells) for column in range(cells))
+        assert abs(squares / expected - cells**2) < 5 * math.sqrt(2 * cells**2)  # chi squared
+
+
+def test_no_more_is_stored_of_a_hundred_million_than_of_ten() -> None:
+    tracemalloc.start()
+    batches = ComputedBatches(100_000_000, 8, epoch=1, seed=0)
+    seen = [index for number in range(-1, 2000) for index in batches[number]]
+    assert len(set(seen)) == len(seen) == 2001 * 8 and max(seen) > 99_000_000
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.slow

@@ -191,6 +191,7 @@ def uninterrupted(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ("fine-tuning", [at_step(5), at_step(3), at_step(3)], 8),  # each counted from where it goes on
         ("fine-tuning", [at_step(4, signal.SIGINT, after=False)], 4),
         ("fine-tuning", [in_save(7)], 12),  # in the model's: an epoch's last step is saved with its validation
+        ("fine-tuning", [at_step(6, signal.SIGTERM)], 6),  # an epoch's last step: resumed with its validation
         ("bfloat16", [at_step(7, signal.SIGTERM)], 7),
         ("bfloat16 moments", [at_step(10, after=False)], 8),
         ("LoRA", [in_save(2)], 2),

@@ -107,10 +107,19 @@ def all_reduce_max(value: int) -> int:
     return int(largest)
 
 
-def barrier() -> None:
-    """Barrier with a long timeout: one rank may work alone for hours while the others wait."""
+def on_rank_0(compute: Callable[[], T]) -> T:
+    """Return what rank 0 computes, on every rank; the others wait, if need be for days. Raises its UserError on all."""
+    outcome: list[Any] = [None]
+    if rank() == 0:
+        try:
+            outcome = [compute()]
+        except UserError as error:
+            outcome = [error]
     if world_size() > 1:
-        dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+        dist.broadcast_object_list(outcome, group=dist.new_group(backend="gloo", timeout=timedelta(days=7)))
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
 
 
 class LossModule(nn.Module):
@@ -152,6 +161,11 @@ def set_requires_gradient_sync(loss_module: nn.Module, requires_gradient_sync: b
         loss_module.model.set_requires_gradient_sync(requires_gradient_sync)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether each rank has only a part of every weight."""
+    return isinstance(model, FSDPModule)
+
+
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Hold all weights of a sharded model on every rank, which then computes with them by itself."""
@@ -159,10 +173,12 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     for module in modules:
         module.unshard()
         module.set_reshard_after_forward(False, recurse=False)
-    yield
-    for module in modules:
-        module.reshard()
-        module.set_reshard_after_forward(module is not model, recurse=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+            module.set_reshard_after_forward(module is not model, recurse=False)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

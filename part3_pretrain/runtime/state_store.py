@@ -18,6 +18,7 @@ from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, first_line
 from part3_pretrain.runtime.files import atomic_write
 from part3_pretrain.runtime.safe_load import safe_load
+from part3_pretrain.runtime.state_index import INDEX_FILE, IndexReader, IndexWriter, PlainValuesPlanner
 
 Values = dict[str, Any]  # plain, so that they can be written as JSON
 
@@ -64,23 +65,31 @@ class StateFolder:
 
     All processes call its methods in the same order, and write to it while the training goes on. Each save makes a
     folder `save-N`: the tensors by `torch.distributed.checkpoint`, each process its own, and all else in `values.json`.
-    A save is whole once it has `.metadata`, which is written last; the save before is kept until then.
+    A save is whole once it has `index.json`, which is written last; the save before is kept until then.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Counted on from what is there: the last save is the one that counts, though an earlier training made more.
-        self.saves = max((int(save.name.partition("-")[2]) for save in path.glob("save-*")), default=0)
+        # The first process looks for all: on a network drive, another may not see yet what is there.
+        self.saves, self.whole = distributed.on_rank_0(self._look)
         self.group = dist.new_group(backend="gloo")  # the writing threads speak to each other beside the training
         self.writing: Future[Any] | None = None
 
+    def _look(self) -> tuple[int, Path | None]:
+        """Return the highest number of a save, for the next to be higher, and the last whole one."""
+        saves = max((int(save.name.partition("-")[2]) for save in self.path.glob("save-*")), default=0)
+        return saves, max(self._whole_saves(), default=None)
+
     def exists(self) -> bool:
-        return bool(self._whole_saves())
+        return self.whole is not None
 
     def read(self) -> tuple[Values, Values]:
         """Return the `run` and the `values` of the last whole save. Raises UserError where it is damaged."""
+        return distributed.on_rank_0(self._read)
+
+    def _read(self) -> tuple[Values, Values]:
         try:
-            contents = json.loads((self._whole_saves()[-1] / "values.json").read_text(encoding="utf-8"))
+            contents = json.loads((self.whole / "values.json").read_text(encoding="utf-8"))
             return contents["run"], contents["values"]
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.path, error) from error
@@ -89,8 +98,8 @@ class StateFolder:
         """Put weights, moments and random numbers back in place: of a sharded model, this process's part."""
         tensors = _tensors(model, optimizer)
         try:
-            dcp.load(tensors, checkpoint_id=self._whole_saves()[-1])
-        except Exception as error:  # dcp raises many kinds
+            dcp.load(tensors, storage_reader=IndexReader(self.whole), planner=PlainValuesPlanner())
+        except (Exception, dcp.CheckpointException) as error:  # which is no Exception
             raise _damaged(self.path, error) from error
         set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         _set_rng_states(tensors["rng"])
@@ -99,15 +108,15 @@ class StateFolder:
         """Begin to write, once the save before has ended; model and optimizer may change as soon as this returns."""
         self.finish()
         self.saves += 1
-        folder = self.path / f"save-{self.saves:06}"
+        folder = self._folder()
         if distributed.rank() == 0:
-            for unfinished in set(self.path.glob("save-*")) - set(self._whole_saves()):
+            for unfinished in set(self.path.glob("save-*")) - {self.whole}:
                 shutil.rmtree(unfinished)
             with atomic_write(folder / "values.json") as temporary:
                 temporary.write_text(json.dumps({"run": run, "values": values}), encoding="utf-8")
         dist.barrier(self.group)
         tensors = _tensors(model, optimizer)
-        self.writing = dcp.async_save(tensors, checkpoint_id=folder, process_group=self.group)  # type: ignore[assignment]
+        self.writing = dcp.async_save(tensors, storage_writer=IndexWriter(folder), process_group=self.group)  # type: ignore[assignment]
 
     def finish(self) -> None:
         """Wait for what is being written, and remove the save that it replaces. Raises UserError where it failed."""
@@ -115,12 +124,13 @@ class StateFolder:
             return
         try:
             self.writing.result()
-        except Exception as error:  # dcp wraps what any process came across in an error of its own
-            raise UserError(f"cannot write {self.path}: {first_line(error)}", "make room or choose another") from error
+            self.whole = self._folder()
+        except (Exception, dcp.CheckpointException) as error:
+            raise UserError(f"cannot write {self.path}: {_reason(error)}", "make room or choose another") from error
         finally:
             self.writing = None
         if distributed.rank() == 0:
-            for older in self._whole_saves()[:-1]:
+            for older in set(self._whole_saves()) - {self.whole}:
                 shutil.rmtree(older)
 
     def remove(self) -> None:
@@ -129,12 +139,22 @@ class StateFolder:
         if distributed.rank() == 0:
             shutil.rmtree(self.path, ignore_errors=True)
 
+    def _folder(self) -> Path:
+        return self.path / f"save-{self.saves:06}"
+
     def _whole_saves(self) -> list[Path]:
-        return sorted(last.parent for last in self.path.glob("save-*/.metadata"))
+        return [last.parent for last in self.path.glob(f"save-*/{INDEX_FILE}")]
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({first_line(error)})", "start anew without --resume")
+def _damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path} is damaged ({_reason(error)})", "start anew without --resume")
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line what went wrong, and of what several processes met, the first."""
+    while isinstance(error, dcp.CheckpointException):
+        error, _ = next(iter(error.failures.values()))
+    return first_line(error)
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Training that can be interrupted: its whole state is saved, and --resume goes on from it to the same bits."""
+"""Training that can be interrupted: its whole state is saved, and --resume goes on from it.
+
+On a CPU it comes to the same bits as if it had not been interrupted; GPUs do not add up in a fixed order.
+"""
 
 from __future__ import annotations
 
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +19,10 @@ from part3_pretrain.runtime.cli import Terminated, UserError
 from part3_pretrain.runtime.log import log, note
 from part3_pretrain.runtime.state_store import StateFile, StateFolder, Values
 from part3_pretrain.runtime.torchrun import launched_by_torchrun, restart_count
+
+
+class SignalWaits(Exception):
+    """A signal has come while something was computed that does not change the weights."""
 
 
 class TrainingState(AbstractContextManager["TrainingState"]):
@@ -81,20 +88,31 @@ class TrainingState(AbstractContextManager["TrainingState"]):
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, values: Values) -> None:
         """Save the state between two steps, and in `values` all else that the training goes on from.
 
-        Raises UserError where it cannot be written and the save before stays; KeyboardInterrupt after a save for which
-        a signal to any of the processes waited.
+        Raises UserError where it cannot be written and the save before stays, or where the processes no longer have
+        the same weights; KeyboardInterrupt after a save for which a signal to any of the processes waited.
         """
         if self.store is None:
             return
+        if not distributed.is_sharded(model) and len(set(distributed.all_gather([digest_of_weights(model)]))) > 1:
+            cure = "go on with --resume from the state before, and should it happen again, look for a faulty machine"
+            raise UserError("the processes no longer have the same weights", cure)
         self.store.save(self.run, values, model, optimizer)
         self.steps_since_save = 0
         if number := distributed.all_reduce_max(self.signal):
             self.store.finish()
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
+    def look_for_signal(self) -> None:
+        """Raise SignalWaits on all processes where a signal to any of them waits. All call this equally often."""
+        if self.store is not None and distributed.all_reduce_max(self.signal):
+            raise SignalWaits
+
     @contextmanager
-    def signals_wait(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM wait for the next save, so that it is of a whole step; a second one does not wait."""
+    def signals_wait(self, save: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM wait for the next save, so that it is of a whole step; a second one does not wait.
+
+        Where `look_for_signal` has ended the block, `save` is called, and has to call that of this object.
+        """
         if self.store is None:
             yield
             return
@@ -113,6 +131,8 @@ class TrainingState(AbstractContextManager["TrainingState"]):
             signal.signal(number, wait)
         try:
             yield
+        except SignalWaits:
+            save()
         finally:
             restore_handlers()
 

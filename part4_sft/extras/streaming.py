@@ -7,6 +7,7 @@ maps the same files, so they are in memory once; another run with the same data 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,11 +17,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from hashlib import file_digest, sha256
 from itertools import accumulate
 from mmap import ACCESS_READ, mmap
 from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -34,6 +37,8 @@ from part4_sft.encoding import Example, PairEncoder, note_cut
 from part4_sft.formats import pairs_of_lines
 
 CHUNK_BYTES = 2**20  # that a worker takes at once
+LONGEST_LIST = 2**20  # examples whose order is a list, the same as without --stream; that of more is computed
+ROUNDS = 4  # after these the order passes the same tests of chance as `Random.shuffle`
 _Chunk = tuple[bytes, int, int, bytes, Path]  # the arguments of `pairs_of_lines`
 
 
@@ -72,6 +77,36 @@ class MappedExamples(Sequence[Example]):
         return Example(ids, [IGNORE_INDEX] * prompt_length + ids[prompt_length:])
 
 
+class ComputedBatches(Sequence[list[int]]):
+    """The indices of the examples in each optimizer step of an epoch: every one once, by seed and epoch.
+
+    Nothing is stored: a batch is computed when it is asked for. Rounds that can be undone (times an odd number, plus
+    a number, the upper half of the bits xored to the lower; after Steele et al. 2014) permute all numbers of as many
+    bits as the count has. What comes out too large goes in again (cycle walking, Black and Rogaway 2002).
+    """
+
+    def __init__(self, count: int, batch_size: int, epoch: int, seed: int) -> None:
+        self.count, self.batch_size, self.bits = count, batch_size, count.bit_length()
+        rng = Random(f"{seed}/{epoch}")
+        self.keys = [(rng.getrandbits(self.bits) | 1, rng.getrandbits(self.bits)) for _ in range(ROUNDS)]
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.batch_size)
+
+    def __getitem__(self, number: int) -> list[int]:  # type: ignore[override]
+        start = range(len(self))[number] * self.batch_size  # raises IndexError
+        return [self._permuted(place) for place in range(self.count)[start : start + self.batch_size]]
+
+    def _permuted(self, number: int) -> int:
+        mask, half = 2**self.bits - 1, self.bits // 2
+        while True:
+            for factor, term in self.keys:
+                number = (number * factor + term) & mask
+                number ^= number >> half
+            if number < self.count:
+                return number
+
+
 def _map_file(path: Path, kind: str) -> memoryview:
     with path.open("rb") as file:
         return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind)  # type: ignore[call-overload]
@@ -88,6 +123,17 @@ def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) 
     Raises:
         UserError: the file, a line of it or the cache cannot be used, or no pair is trainable.
     """
+    digest = distributed.on_rank_0(partial(_tokenise_once, path, encoder, train_on, out_dir))
+    cache = out_dir / f"tokenised-{digest[:16]}"
+    try:
+        counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
+        return TrainingData(MappedExamples(cache), counts["pairs"], digest)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{cache} is damaged ({error})", "delete it, and it is made anew") from error
+
+
+def _tokenise_once(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> str:
+    """Make the cache unless it is there, and return the digest of all that decides what is in it."""
     decides = (encoder.tokenizer.to_str(), encoder.eos_id, encoder.template, encoder.max_length, train_on)
     try:
         with path.open("rb") as file:
@@ -95,17 +141,12 @@ def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) 
     except OSError as error:
         raise cannot_read(path, error) from error
     cache = out_dir / f"tokenised-{digest[:16]}"
-    if distributed.rank() == 0 and not cache.exists():
+    if not cache.exists():
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with atomic_folder(cache) as folder:
             _tokenise(path, encoder, train_on, folder)
-    distributed.barrier()
-    try:
-        counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
-        return TrainingData(MappedExamples(cache), counts["pairs"], digest)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{cache} is damaged ({error})", "delete it, and it is made anew") from error
+    return digest
 
 
 def _chunks(path: Path) -> Iterator[_Chunk]:
