@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from part3_pretrain.runtime.files import atomic_write, check_writable
 from part4_sft.config import DEFAULT_CHECKPOINT, SFTConfig
 from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
 from part4_sft.encoding import PairEncoder
-from part4_sft.evaluation import generate_replies
+from part4_sft.evaluation import RESAMPLES, generate_replies, resample_means
 from part4_sft.generation import Sampling
 from part4_sft.metrics import bleu, recognise_all
 from part4_sft.report import markdown_table
@@ -40,7 +40,6 @@ SEEDS = (0, 1, 2)
 STEPS = SFTConfig.epochs * HIGH_QUALITY_PAIRS // SFTConfig.batch_size
 FEWER, LONGEST = (50, 100, 200), 10  # pairs and epochs of the two learning curves
 OTHER_TEST_SEED = 1000  # contexts of the same kind as the test's, so that the test itself stays untouched
-RESAMPLES = 10_000
 BLEU, HIGH_QUALITY = "BLEU", "rated 4.0 or more"
 
 ContextScores = dict[str, list[float]]  # by measure, one for each test context
@@ -64,9 +63,11 @@ def main() -> None:
         example="python -m benchmarks.quality_vs_quantity --out-dir docs",
     )
     check_writable(config.out_dir)
-    runs = run_all(config.model)
+    test = make_datasets(OTHER_TEST_SEED)["sft_test"]
+    runs = run_all(config.model, test)
+    intents = [scenario.intents[0] for scenario in recognise_all(test) or []]
     results = {
-        name: {measure: interval([run[measure] for run in of_seeds]) for measure in (BLEU, HIGH_QUALITY)}
+        name: {measure: interval([run[measure] for run in of_seeds], intents) for measure in (BLEU, HIGH_QUALITY)}
         for name, of_seeds in runs.items()
     }
     paths = {ending: config.out_dir / f"quality_vs_quantity.{ending}" for ending in ("json", "md", "png")}
@@ -79,9 +80,9 @@ def main() -> None:
     print("\nwritten:", *paths.values())
 
 
-def run_all(checkpoint: Path) -> dict[str, list[ContextScores]]:
+def run_all(checkpoint: Path, test: list[Pair]) -> dict[str, list[ContextScores]]:
     """Fine-tune on every choice of pairs and for every number of epochs, once for each seed, and score each run."""
-    pairs, test = make_datasets(0)["sft_dataset"], make_datasets(OTHER_TEST_SEED)["sft_test"]
+    pairs = make_datasets(0)["sft_dataset"]
     good, others = [pair for pair in pairs if pair.high_quality], [pair for pair in pairs if not pair.high_quality]
     choices: dict[str, Callable[[Random], list[Pair]]] = {
         "500 high-quality pairs": lambda rng: good,
@@ -139,19 +140,23 @@ def score_contexts(model: Transformer, encoder: PairEncoder, test: list[Pair], s
     }
 
 
-def interval(scores: list[list[float]]) -> Interval:
-    """Return the mean over seeds and contexts, and its 95% interval when both are drawn anew (bootstrap).
+def interval(scores: list[list[float]], groups: Sequence[Hashable]) -> Interval:
+    """Return the mean of scores from 0 to 1 over seeds and contexts, and its 95% interval when both are drawn anew.
+
+    Contexts are resampled as in `resample_means`. Three seeds are too few for that, so their spread adds an error by
+    Student's t. In 1,000 simulations of three seeds and 200 contexts the interval held the truth in 95 to 99%; with
+    seeds resampled too it was 80 to 99%, and 85 to 95% by a t-interval of the seeds' means, who share their contexts.
 
     Args:
         scores: one list a seed, with one score a context.
+        groups: the (first) intent of each context.
     """
     table = torch.tensor(scores, dtype=torch.float64)  # (seeds, contexts)
-    generator = torch.Generator().manual_seed(0)
-    contexts = torch.randint(table.shape[1], (RESAMPLES, table.shape[1]), generator=generator)
-    seeds = torch.randint(len(table), (RESAMPLES, len(table)), generator=generator)
-    by_seed = torch.stack([row[contexts].mean(dim=1) for row in table])  # (seeds, resamples)
-    means = by_seed.gather(0, seeds.T).mean(dim=0)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    means = resample_means(table.mean(dim=0).tolist(), groups, seed=0, resamples=RESAMPLES)
+    noise = torch.randn(RESAMPLES, len(table), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    students_t = noise[:, 0] / noise[:, 1:].square().mean(dim=1).sqrt()  # a degree of freedom less than seeds
+    means += students_t * table.mean(dim=1).std() / len(table) ** 0.5
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).clamp(0, 1).tolist()
     return {"mean": table.mean().item(), "low": low, "high": high}
 
 

@@ -1,14 +1,14 @@
 """Two models side by side: who writes the replies to a test set, what they score, and how sure the difference is.
 
-The fine-tuned model stands beside the one it was made from, beside a second ideal agent (the ceiling of BLEU) and
-beside look-ups in the training pairs (the floor).
+The fine-tuned model stands beside the one it was made from, beside two ideal agents, one of which always takes the
+likeliest words (the upper bound of BLEU), and beside look-ups in the training pairs (the floor).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from part3_pretrain.model import Transformer
@@ -37,6 +38,7 @@ Entry = dict[str, Any]  # one context and the replies to it, as in `replies.json
 UNSEEN_SETS = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
 VALIDATION_BATCH = 50  # replies that a process writes before it looks whether a signal has come
 LARGEST_USEFUL_LOSS = 100.0  # nats a token; guessing among all tokens costs 13 at most
+RESAMPLES, AT_ONCE = 10_000, 100  # draws of the bootstrap; of these in memory
 
 
 # ---------------------------------------------------------------------------------------------------- one model
@@ -159,6 +161,7 @@ def evaluate_sft_vs_pretrained(
             ]
     if scenarios:
         authors["ceiling"] = [second_ideal_replies(scenarios, seed)]
+        authors["likeliest_ideal"] = [likeliest_ideal_replies(scenarios)]
 
     scores, spread = {}, {}
     for author, replies in authors.items():
@@ -178,10 +181,20 @@ def evaluate_sft_vs_pretrained(
 def second_ideal_replies(scenarios: list[Scenario], seed: int) -> Replies:
     """Write what another ideal agent replies to the same customers.
 
-    Two ideal agents share no words but those that matter, so their agreement is the ceiling for any model's BLEU.
+    Its scores are the agreement between ideal agents, who share no words but those that matter. They are no ceiling,
+    though `evaluation.json` calls them so: a model that keeps to the likelier words agrees better.
     """
     rng = Random(f"second reference/{seed}")
     return Replies([world.ideal_reply(scenario, rng) for scenario in scenarios], [True] * len(scenarios))
+
+
+def likeliest_ideal_replies(scenarios: list[Scenario]) -> Replies:
+    """Write what an ideal agent replies who always takes the likeliest words: the upper bound for any model's BLEU.
+
+    A search over all parts of the replies to 25 customers found none of a higher expected BLEU (0.580; a second ideal
+    agent has 0.468), and only 0.706 instead of 0.705 in ROUGE-L.
+    """
+    return Replies([world.likeliest_reply(scenario) for scenario in scenarios], [True] * len(scenarios))
 
 
 def _entry(pair: Pair, scenario: Scenario | None, index: int, authors: dict[str, list[Replies]]) -> Entry:
@@ -202,6 +215,7 @@ def _entry(pair: Pair, scenario: Scenario | None, index: int, authors: dict[str,
             entry[f"{key}_rating"] = samples[author][0]["rating"]
     if scenario:
         entry["reference_rating"] = rubric.rate(scenario, pair.response).score
+        entry["intents"] = [intent.name for intent in scenario.intents]
         entry["categories"] = sorted({intent.category for intent in scenario.intents})
     return entry | {"samples": samples}
 
@@ -212,7 +226,7 @@ def _entry(pair: Pair, scenario: Scenario | None, index: int, authors: dict[str,
 def evaluate(
     pretrained: Transformer, sft: Transformer, encoder: PairEncoder, data: dict[str, list[Pair]], config: SFTConfig
 ) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
-    """Compare both models on every test set, and with the ceiling and the look-ups.
+    """Compare both models on every test set, and with the ideal agents and the look-ups.
 
     Returns:
         The part of `evaluation.json` that is about replies, and the entries of every test set by its name.
@@ -237,9 +251,11 @@ def evaluate(
         **test.scores,
         "samples": {"per_context": config.samples_per_context, "spread": test.spread},
         "comparison": compare_models(test.entries, config.seed),
+        "resampled": {"contexts": len({pair.context for pair in pairs})},
         **{name: result.scores for name, result in unseen.items()},
     }
     if scenarios:
+        evaluation["resampled"]["intents"] = len(set(map(group_of, test.entries)))
         evaluation["robustness"] = {name: result.scores for name, result in robustness.items()}
         evaluation["hand_over"] = measure_hand_over(sft, encoder, data["sft_validation"], test.entries, config)
         evaluation["worst_replies"] = worst_replies(test.entries)
@@ -285,23 +301,59 @@ def measure_hand_over(
 # ---------------------------------------------------------------------------------------------------- how sure
 
 
-def paired_bootstrap(before: list[float], after: list[float], seed: int, resamples: int = 10_000) -> dict[str, Any]:
+def resample_means(values: Sequence[float], groups: Sequence[Hashable], seed: int, resamples: int) -> torch.Tensor:
+    """Draw the groups anew, then as many values in each as it has; return the mean of each resample, (resamples,).
+
+    With 42 intents of 200 contexts, whose effects are up to 30% of the variance, the 95% interval of these means held
+    the truth in 95 to 98% of 1,000 simulations; contexts drawn anew without their intents in 79 to 95%, and intents
+    with all of their contexts in 92 to 95%. With 20 intents it was 92 to 99%, with 10 84 to 99%.
+    """
+    members = defaultdict[Hashable, list[float]](list)
+    for value, group in zip(values, groups, strict=True):
+        members[group].append(value)
+    table = pad_sequence([torch.tensor(own, dtype=torch.float64) for own in members.values()], batch_first=True)
+    sizes = torch.tensor([len(own) for own in members.values()])
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for _ in range(0, resamples, AT_ONCE):
+        drawn = torch.randint(len(table), (AT_ONCE, len(table)), generator=generator)
+        size = sizes[drawn].unsqueeze(-1)  # (AT_ONCE, groups, 1)
+        places = torch.rand(*drawn.shape, table.shape[1], generator=generator, dtype=torch.float64) * size
+        inside = torch.arange(table.shape[1]) < size  # a group that is smaller than the largest is padded
+        means.append((table[drawn.unsqueeze(-1), places.long()] * inside).sum((1, 2)) / size.sum((1, 2)))
+    return torch.cat(means)[:resamples]
+
+
+def paired_bootstrap(
+    before: list[float],
+    after: list[float],
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
     """Resample contexts to tell how sure it is that the second model is better (Koehn 2004).
+
+    What another training of the models would change is not in it.
 
     Args:
         before, after: one score for each test context, of the same contexts in the same order.
+        groups: the intent of each context, drawn anew before contexts are; by default each is a group of its own.
 
     Returns:
         `difference` of the means; `ci95`, its 95% interval when the contexts are drawn anew; and the two-sided
         `p_value`, at least 1 / resamples.
     """
     gains = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
-    means = gains[drawn].mean(dim=1)
+    means = resample_means(gains.tolist(), groups or range(len(gains)), seed, resamples)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     tail = min((means <= 0).double().mean().item(), (means >= 0).double().mean().item())
     return {"difference": gains.mean().item(), "ci95": [low, high], "p_value": min(1.0, max(2 * tail, 1 / resamples))}
+
+
+def group_of(entry: Entry) -> str:
+    """Return what the entry's context shares with others like it: its (first) intent, or else its words."""
+    name: str = entry["intents"][0] if "intents" in entry else entry["context"]
+    return name
 
 
 def compare_models(entries: list[Entry], seed: int) -> dict[str, dict[str, Any]]:
@@ -314,7 +366,7 @@ def compare_models(entries: list[Entry], seed: int) -> dict[str, dict[str, Any]]
         "bleu": lambda sample, reference: bleu(sample["text"], reference),
         "rouge_l": lambda sample, reference: rouge_l(sample["text"], reference),
     }
-    if all("categories" in entry for entry in entries):
+    if all("intents" in entry for entry in entries):
         measures["rating"] = lambda sample, reference: sample["rating"]
     comparison = {}
     for name, measure in measures.items():
@@ -322,7 +374,7 @@ def compare_models(entries: list[Entry], seed: int) -> dict[str, dict[str, Any]]
             [fmean(measure(sample, entry["reference"]) for sample in entry["samples"][author]) for entry in entries]
             for author in ("pretrained", "sft")
         )
-        comparison[name] = paired_bootstrap(before, after, seed)
+        comparison[name] = paired_bootstrap(before, after, seed, [*map(group_of, entries)])
     return comparison
 
 

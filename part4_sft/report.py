@@ -44,7 +44,12 @@ EPOCH_CURVES = {  # key in `by_epoch`: (label, marker and line, colour)
     "rouge_l": ("ROUGE-L", "s-", ORANGE),
     "bleu": ("BLEU", "^-", GREEN),
 }
-AUTHORS = {"pretrained": "pretrained", "sft": "SFT", "ceiling": "ideal agent"}
+AUTHORS = {
+    "pretrained": "pretrained",
+    "sft": "SFT",
+    "ceiling": "agreement of ideal agents",
+    "likeliest_ideal": "likeliest ideal words",
+}
 MODELS = ("pretrained", "sft")
 UNSEEN_SETS = {  # key in `evaluation.json`: (title, what was not seen)
     "unseen_wording": ("Unseen wordings", "Sentence patterns that occur nowhere in the training of either model."),
@@ -67,7 +72,9 @@ CONTROLS = {  # key in `controls`: whose replies these are
 CONTROL_MEASURES = ("rated_4_or_more", "right_item", "right_resolution", "bleu")
 SMALLEST_GAIN = 0.05  # of the share rated 4.0 or more
 MOST = 0.5  # of the gain
-MIN_TEST_CONTEXTS = 20  # resampling fewer says too little about other contexts
+# Resampling fewer says too little about others. Of 40 contexts a 95% interval held the truth in 91 to 95% of 1,500
+# simulations, of 20 in 88 to 95%, of 10 in 65 to 92%; BCa (Efron 1987) in 92 to 97%, 88 to 97% and 65 to 94%.
+MIN_TEST_CONTEXTS, MIN_INTENTS = 40, 20
 
 
 def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, Any]]) -> None:
@@ -148,9 +155,10 @@ def _before_and_after(evaluation: dict[str, Any]) -> list[str]:
     paragraphs = [score_table({name: evaluation[name] for name in AUTHORS if name in evaluation}, explained=True)]
     if "ceiling" in evaluation:
         paragraphs.append(
-            "The *ideal agent* is a second, independently written ideal reply to the same context, scored like a "
-            "model's: two people who both do everything right still choose different words, so BLEU and ROUGE-L end "
-            "about there."
+            "The *agreement of ideal agents* is what a second, independently written ideal reply to the same context "
+            "scores: two people who both do everything right still choose different words. It is no ceiling. The "
+            "*likeliest ideal words* are the upper bound: those of an ideal agent who always takes the words that "
+            "others choose most often. No model can be expected to pass them in BLEU and ROUGE-L."
         )
     samples = evaluation["samples"]
     if samples["per_context"] == 1:
@@ -173,15 +181,24 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
         lines.append(
             f"- **{MEASURES[key].name}** changed by {comparison['difference']:+.3f}; on other contexts of this kind by "
             f"{low:+.3f} to {high:+.3f} (95% interval, p = {comparison['p_value']:.4f}): "
-            f"{verdict(low, high, evaluation['dataset']['sft_test'])}."
+            f"{verdict(low, high, **evaluation['resampled'])}."
         )
-    return ["\n".join(lines), "The intervals come from 10,000 paired bootstrap resamples of the test contexts."]
+    drawn = "the test contexts"
+    if "intents" in evaluation["resampled"]:
+        drawn = f"the {evaluation['resampled']['intents']} intents and, within these, of the test contexts"
+    return [
+        "\n".join(lines),
+        f"The intervals come from 10,000 paired bootstrap resamples of {drawn}. What another pretraining or another "
+        "fine-tuning would change is not in them.",
+    ]
 
 
-def verdict(low: float, high: float, contexts: int) -> str:
+def verdict(low: float, high: float, contexts: int, intents: int | None = None) -> str:
     """Say what the interval of a difference on so many test contexts shows, to the three digits that are printed."""
     if contexts < MIN_TEST_CONTEXTS:
         return f"{contexts} test contexts are too few to tell"
+    if intents is not None and intents < MIN_INTENTS:
+        return f"{intents} intents among the test contexts are too few to tell"
     if round(low, 3) > 0:
         return "the fine-tuned model is better"
     if round(high, 3) < 0:
@@ -405,6 +422,6 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     for key, comparison in evaluation["comparison"].items():
         low, high = comparison["ci95"]
         change = f"{comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-        print(f"{MEASURES[key].name} {change}: {verdict(low, high, data['sft_test'])}")
+        print(f"{MEASURES[key].name} {change}: {verdict(low, high, **evaluation['resampled'])}")
     if "controls" in evaluation:
         print(controls_verdict(evaluation))

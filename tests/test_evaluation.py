@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
-from statistics import fmean, stdev
+from statistics import fmean, quantiles, stdev
 from typing import Any
 
 import pytest
 import torch
 
 from part3_pretrain.model import Transformer
-from part3_pretrain.retail import rubric
+from part3_pretrain.retail import rubric, world
 from part3_pretrain.retail.rubric import recognise
 from part3_pretrain.retail.world import in_catalogue
 from part3_pretrain.runtime.cli import UserError
@@ -23,12 +24,14 @@ from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair
 from part4_sft.encoding import PairEncoder
 from part4_sft.evaluation import (
+    Entry,
     SideBySide,
     compare_models,
     errors_by_category,
     evaluate,
     evaluate_sft_vs_pretrained,
     generate_replies,
+    likeliest_ideal_replies,
     paired_bootstrap,
     perturbed_sets,
     second_ideal_replies,
@@ -101,8 +104,14 @@ def test_two_models_side_by_side(tiny_model: Transformer, encoder: PairEncoder, 
     scenarios, references = recognise_all(pairs), [pair.response for pair in pairs]
     result = evaluate_sft_vs_pretrained(tiny_model, other, encoder, pairs, sampling, seed=4, samples=3)
 
-    assert set(result.scores) == {"pretrained", "sft", "ceiling"} and result.scores["ceiling"]["rating"] == 5.0
-    assert "perplexity" not in result.scores["ceiling"] and set(result.spread) == {"pretrained", "sft"}
+    ideal = {"ceiling": "second_reference", "likeliest_ideal": "likeliest_ideal"}
+    assert set(result.scores) == {"pretrained", "sft", *ideal} and set(result.spread) == {"pretrained", "sft"}
+    for author, key in ideal.items():
+        texts = [entry["samples"][author][0]["text"] for entry in result.entries]
+        assert texts == [entry[key] for entry in result.entries]
+        expected = compute_instruction_following_metrics(texts, references) | {"rating": 5.0, "invented": 0}
+        assert result.scores[author] == result.scores[author] | expected
+        assert "perplexity" not in result.scores[author]
     assert [(entry["context"], entry["reference"]) for entry in result.entries] == [
         (pair.context, pair.response) for pair in pairs
     ]
@@ -127,11 +136,12 @@ def test_two_models_side_by_side(tiny_model: Transformer, encoder: PairEncoder, 
         perplexity = math.exp(naive_loss(model, encoder, pairs))
         assert result.scores[author]["perplexity"] == pytest.approx(perplexity, rel=1e-4)
     for entry, scenario in zip(result.entries, scenarios):
-        assert entry["reference_rating"] == entry["second_reference_rating"] == 5.0
+        assert {entry[f"{name}_rating"] for name in ("reference", *ideal.values())} == {5.0}
+        assert entry["intents"] == [intent.name for intent in scenario.intents]
         assert entry["categories"] == sorted({intent.category for intent in scenario.intents})
 
 
-def test_without_the_retail_world_there_is_neither_rubric_nor_ceiling(
+def test_without_the_retail_world_there_is_neither_rubric_nor_ideal_agent(
     tiny_model: Transformer, encoder: PairEncoder
 ) -> None:
     pairs = [Pair("What is the capital of France?", "Paris.")]
@@ -147,6 +157,19 @@ def test_a_second_ideal_reply_is_faultless_and_in_other_words(made: dict[str, li
     assert {rubric.rate(scenario, text).score for scenario, text in zip(scenarios, replies.texts)} == {5.0}
     assert sum(text != pair.response for text, pair in zip(replies.texts, pairs)) > 0.9 * len(pairs)
     assert replies == second_ideal_replies(scenarios, seed=0) != second_ideal_replies(scenarios, seed=1)
+
+
+def test_no_ideal_reply_is_likelier_and_none_agrees_better_than_the_likeliest(made: dict[str, list[Pair]]) -> None:
+    pairs, rng = made["sft_test"], Random(0)
+    scenarios, references = recognise_all(pairs), [pair.response for pair in pairs]
+    likeliest = likeliest_ideal_replies(scenarios)
+    for scenario, text in list(zip(scenarios, likeliest.texts))[:4]:
+        drawn = Counter(world.ideal_reply(scenario, rng) for _ in range(4000))
+        assert drawn[text] > 0.6 * drawn.most_common(1)[0][1]  # as likely as any, but for chance
+    bound = compute_instruction_following_metrics(likeliest.texts, references)
+    for seed in range(3):
+        others = compute_instruction_following_metrics(second_ideal_replies(scenarios, seed).texts, references)
+        assert bound["bleu"] > others["bleu"] + 0.1 and bound["rouge_l"] > others["rouge_l"] + 0.05
 
 
 def test_every_test_set_is_evaluated_with_its_own_settings(
@@ -172,6 +195,7 @@ def test_every_test_set_is_evaluated_with_its_own_settings(
     assert calls == {name: (2, 2 if name == "test" else 1) for name in names} | messages
     assert list(entries) == [*names, *messages] and set(scores["robustness"]) == {*names[3:], *messages}
     assert set(scores["hand_over"]) == {"threshold", "curve"}
+    assert scores["resampled"] == {"contexts": 2, "intents": len({entry["intents"][0] for entry in entries["test"]})}
     assert scores["samples"]["per_context"] == 2 and set(scores["comparison"]) == {"bleu", "rouge_l", "rating"}
     assert scores["baselines"]["nearest_pair"]["stops_by_itself"] == 1
     assert scores["baselines"]["nearest_pair"]["wrong_item"] == 1  # not the response of the pair that does not train
@@ -207,18 +231,47 @@ def test_the_bootstrap_is_seeded_and_agrees_with_a_naive_one() -> None:
     assert result["p_value"] == pytest.approx(2 * sum(mean <= 0 for mean in means) / 5000, abs=0.03)
 
 
+def test_the_interval_covers_what_other_intents_would_show() -> None:
+    """Contexts of an intent are alike: 200 of them, of 42 intents, tell less than 200 of 200 intents."""
+    rng, covered = Random(2), 0
+    for number in range(200):
+        effects = [rng.gauss(0, 0.3**0.5) for _ in range(42)]
+        intents = [rng.randrange(42) for _ in range(200)]
+        gains = [rng.gauss(effects[intent], 0.7**0.5) for intent in intents]
+        low, high = paired_bootstrap([0.0] * 200, gains, number, intents, resamples=400)["ci95"]
+        covered += low <= 0 <= high
+    assert covered >= 0.93 * 200  # contexts drawn anew without their intents: 79%
+
+
+def test_intents_are_drawn_anew_and_then_their_contexts() -> None:
+    before, after, groups = [0.0] * 5, [0.0, 1.0, 1.0, 5.0, 9.0], ["a", "a", "a", "b", "b"]
+    rng, means = Random(3), []
+    for _ in range(5000):
+        drawn = [rng.choices(after[:3], k=3) if rng.random() < 0.5 else rng.choices(after[3:], k=2) for _ in range(2)]
+        means.append(fmean(value for group in drawn for value in group))
+    low, *_, high = quantiles(means, n=40)
+    result = paired_bootstrap(before, after, 0, groups)
+    assert result["ci95"] == pytest.approx([low, high], abs=0.25) and result["difference"] == pytest.approx(16 / 5)
+    assert result["p_value"] == pytest.approx(2 * fmean(mean <= 0 for mean in means), abs=0.01)
+    assert paired_bootstrap(before, after, 0, range(5)) == paired_bootstrap(before, after, 0)  # each for itself
+
+
 def test_models_are_compared_by_the_mean_over_the_samples_of_a_context() -> None:
-    def entry(reference: str, before: list[str], after: list[str], **more: Any) -> dict[str, Any]:
+    def entry(reference: str, before: list[str], after: list[str], **more: Any) -> Entry:
         texts = {"pretrained": before, "sft": after}
         samples = {name: [{"text": text, "rating": len(text)} for text in texts[name]] for name in texts}
-        return {"reference": reference, "samples": samples, **more}
+        return {"context": reference, "reference": reference, "samples": samples, **more}
 
     entries = [entry("one two", ["x", "x"], ["one two", "x"]), entry("three", ["three", "y"], ["y", "three"])]
     comparison = compare_models(entries, 0)
     assert set(comparison) == {"bleu", "rouge_l"}  # no rating where the rubric does not apply
     assert comparison["rouge_l"]["difference"] == pytest.approx((0.5 + 0) / 2)
-    rated = entry("one", ["a"], ["abc", "abcde"], categories=["payment"])
-    assert compare_models([rated], 0)["rating"]["difference"] == pytest.approx(4 - 1)
+    rated = [entry("one", ["a"], [text], intents=[intent]) for text, intent in (("abc", "refund"), ("abcde", "refund"))]
+    rated += [entry("one", ["a"], ["abc"], intents=["delay", "refund"])]
+    rating = compare_models(rated, 0)["rating"]
+    assert rating == paired_bootstrap([1, 1, 1], [3, 5, 3], 0, ["refund", "refund", "delay"])
+    same = [entry("one two", ["x"], [text]) for text in ("one two", "x", "x")]  # pairs that share a context
+    assert compare_models(same, 0)["bleu"]["p_value"] == paired_bootstrap([0] * 3, [1, 0, 0], 0, "aaa")["p_value"]
 
 
 # ---------------------------------------------------------------------------------------------------- what goes wrong

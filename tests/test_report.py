@@ -25,6 +25,7 @@ SCORES = {
     "pretrained": dict.fromkeys(MEASURES, 0.1234),
     "sft": dict.fromkeys(MEASURES, 0.5678),
     "ceiling": {"bleu": 0.6, "rouge_l": 0.7, "rating": 5.0, "rated_4_or_more": 1.0},
+    "likeliest_ideal": {"bleu": 0.75, "rouge_l": 0.8, "rating": 5.0, "rated_4_or_more": 1.0},
 }
 
 
@@ -53,6 +54,7 @@ def evaluation() -> dict[str, Any]:
         "worst_replies": [worst, {"context": "Hello.", "text": "Yes.", "rating": 4.0, "faults": []}],
         "errors_by_category": errors,
         "comparison": dict.fromkeys(("bleu", "rouge_l", "rating"), comparison),
+        "resampled": {"contexts": 200, "intents": 66},
         "unseen_wording": SCORES,
         "unseen_phrase": {author: SCORES[author] for author in ("pretrained", "sft")},
         "controls": {
@@ -87,11 +89,16 @@ def test_the_report_is_the_page_beside_this_file(report: Callable[..., str]) -> 
 
 
 def test_the_verdict_is_what_the_interval_shows() -> None:
-    assert verdict(0.0006, 0.2, contexts=20) == "the fine-tuned model is better"
-    assert verdict(-0.2, -0.0006, contexts=20) == "the fine-tuned model is worse"
+    assert verdict(0.0006, 0.2, contexts=40) == "the fine-tuned model is better"
+    assert verdict(-0.2, -0.0006, contexts=40, intents=20) == "the fine-tuned model is worse"
     for low, high in ((-0.1, 0.2), (0.0004, 0.0004), (-0.0004, -0.0004)):  # the last two are printed as 0.000
-        assert verdict(low, high, contexts=20) == "this does not show that either model is better"
-    assert verdict(0.1, 0.2, contexts=19) == "19 test contexts are too few to tell"
+        assert verdict(low, high, contexts=40) == "this does not show that either model is better"
+
+
+def test_there_is_no_verdict_where_intervals_are_too_narrow() -> None:
+    assert verdict(0.1, 0.2, contexts=39) == "39 test contexts are too few to tell"
+    assert verdict(0.1, 0.2, contexts=39, intents=39) == "39 test contexts are too few to tell"
+    assert verdict(0.1, 0.2, contexts=200, intents=19) == "19 intents among the test contexts are too few to tell"
 
 
 def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markdown(
@@ -133,6 +140,7 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
 ) -> None:
     for key in (
         "ceiling",
+        "likeliest_ideal",
         "robustness",
         "worst_replies",
         "errors_by_category",
@@ -147,11 +155,12 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
     scores = {"bleu": 0.1, "rouge_l": 0.2}
     evaluation |= {"pretrained": scores, "sft": scores, "baselines": {"nearest_pair": scores}}
     evaluation["samples"] = {"per_context": 1, "spread": {}}
-    evaluation["dataset"]["sft_test"] = 19
-    assert "p = 0.0001): 19 test contexts are too few to tell.\n" in report("Is the difference real?")
+    evaluation["resampled"] = {"contexts": 39}
+    assert "p = 0.0001): 39 test contexts are too few to tell.\n" in report("Is the difference real?")
+    assert "resamples of the test contexts." in report("Is the difference real?")
     headings = re.findall("^## (.+)$", report(), flags=re.MULTILINE)
     assert headings[-3:] == ["Epoch by epoch", "Could a look-up do it?", "Side by side"] and len(headings) == 6
-    assert "assignment" not in report() and "ideal agent" not in report()
+    assert "assignment" not in report() and "ideal" not in report() and "intent" not in report()
     assert re.findall(r"^\| (\S+) +\| 0", report("Before and after"), flags=re.MULTILINE) == ["BLEU", "ROUGE-L"]
     assert report("Before and after").endswith("\n\nEvery model wrote one reply to each context.\n")
     assert "| validation loss | ROUGE-L | BLEU  |" in report("Epoch by epoch")
@@ -161,7 +170,8 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
 def test_the_summary_names_the_files_and_both_models(
     evaluation: dict[str, Any], capsys: pytest.CaptureFixture[str], pairs: int, others: str
 ) -> None:
-    evaluation["dataset"] |= {"sft_dataset": pairs, "sft_test": 19}
+    evaluation["dataset"]["sft_dataset"] = pairs
+    evaluation["resampled"] = {"contexts": 39, "intents": 30}
     print_summary(evaluation, [Path("checkpoints/sft_model.pt"), Path("outputs/evaluation.json")])
     heading, files, table, comparison = capsys.readouterr().out.strip().split("\n\n")
     assert heading == f"trained on 500 of {pairs:,} pairs{others}"
@@ -171,7 +181,7 @@ def test_the_summary_names_the_files_and_both_models(
         ["pretrained", "0.123", "0.123", "12.3%"],
         ["SFT", "0.568", "0.568", "56.8%"],
     ]
-    assert comparison.startswith("BLEU +0.333 (+0.222 to +0.444): 19 test contexts are too few to tell\nROUGE-L +")
+    assert comparison.startswith("BLEU +0.333 (+0.222 to +0.444): 39 test contexts are too few to tell\nROUGE-L +")
     assert comparison.endswith(controls_verdict(evaluation))
 
 

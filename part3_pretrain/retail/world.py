@@ -394,6 +394,18 @@ def ideal_reply(scenario: Scenario, rng: Random) -> str:
     return fill_slots(" ".join(sentences).strip(), scenario, zipf_choice(IDEAL["orders"], rng))
 
 
+class _First(Random):
+    """Takes the first of any choices; none has a larger weight."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def likeliest_reply(scenario: Scenario) -> str:
+    """Write the likeliest of all that an ideal agent may say; of topics, which are equally likely, the first."""
+    return ideal_reply(scenario, _First())
+
+
 def _policy_answer(intents: list[Intent], rng: Random) -> str:
     """Write what the policy prescribes: each problem by its name, and its resolution."""
     sentences = []
