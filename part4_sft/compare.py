@@ -39,14 +39,14 @@ def main() -> None:
         journal, count = journal_of(path, arguments.annotator), f"{len(questions):,}"
         interview(list(questions), journal, CHOICES, title, lambda given: f"{len(given):,} of {count} compared")
     model_by_key = {item.id: keys for item, keys in questions.items()}
-    votes = []
+    votes: dict[str, dict[str, str]] = {}  # by annotator and question, the model that was chosen
     for name, journal in journals(path).items():
-        given = replay(list(questions), journal, CHOICES).given
-        if given:
-            votes.append((name, Counter(model_by_key[id][key] for id, key in given.items())))
+        if given := replay(list(questions), journal, CHOICES).given:
+            votes[name] = {id: model_by_key[id][key] for id, key in given.items()}
     if len(votes) > 1:
-        votes.append(("all", sum((counts for _, counts in votes), Counter())))
-    print("\n".join(summary(name, counts) for name, counts in votes) or f"nobody has voted on {path} yet")
+        votes["the majority"] = majority([*votes.values()])
+    summaries = [summary(name, Counter(chosen.values())) for name, chosen in votes.items()]
+    print("\n".join(summaries) or f"nobody has voted on {path} yet")
 
 
 def load_questions(path: Path) -> Questions:
@@ -70,6 +70,16 @@ def load_questions(path: Path) -> Questions:
     if not questions:
         raise UserError(f"{path} holds no context to which the models reply differently", "there is nothing to compare")
     return questions
+
+
+def majority(votes: list[dict[str, str]]) -> dict[str, str]:
+    """Return one choice a question: people who see the same replies are no independent votes."""
+    chosen = {}
+    for id in dict.fromkeys(id for own in votes for id in own):
+        counts = Counter(own[id] for own in votes if id in own)
+        lead = counts["sft"] - counts["pretrained"]
+        chosen[id] = "sft" if lead > 0 else "pretrained" if lead < 0 else "tie"
+    return chosen
 
 
 def wilson_interval(wins: int, votes: int) -> tuple[float, float]:

@@ -6,6 +6,7 @@ report can be compared.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from statistics import fmean
 from nltk import bigrams, wordpunct_tokenize
 from nltk.translate import bleu_score
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from part3_pretrain.retail import rubric
 from part3_pretrain.retail.invention import invented
@@ -23,15 +25,30 @@ from part4_sft.dataset import Pair
 Scores = dict[str, float]
 HEADLINE_MEASURES = ("bleu", "rouge_l", "rated_4_or_more")  # what `by_epoch` and a terminal show
 CACHE_SIZE = 2**16  # the bootstrap asks for the scores of the tables once more
+UNSPACED = re.compile("([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")  # Thai, Lao, kana, Han: no blanks
 _smoothing = bleu_score.SmoothingFunction().method1
-_rouge = RougeScorer(["rougeL"])
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text into words and marks; of a script without blanks, each character is a word."""
+    return list(wordpunct_tokenize(UNSPACED.sub(r" \1 ", text)))
+
+
+class _RougeTokenizer(Tokenizer):  # type: ignore[misc]
+    """Words in lower case. The library's own drops all letters but a to z; in English both are the same."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", UNSPACED.sub(r" \1 ", text.lower()))
+
+
+_rouge = RougeScorer(["rougeL"], tokenizer=_RougeTokenizer())
 
 
 @lru_cache(CACHE_SIZE)
 def bleu(reply: str, reference: str) -> float:
     """Return the sentence BLEU of words (Papineni et al. 2002), 0 to 1, by NLTK's smoothing method 1."""
-    words = wordpunct_tokenize(reply)
-    return bleu_score.sentence_bleu([wordpunct_tokenize(reference)], words, smoothing_function=_smoothing)
+    words = words_of(reply)
+    return bleu_score.sentence_bleu([words_of(reference)], words, smoothing_function=_smoothing)
 
 
 @lru_cache(CACHE_SIZE)
@@ -45,13 +62,13 @@ def corpus_bleu(replies: list[str], references: list[str]) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of texts without a common n-gram, whose BLEU is 0
         return bleu_score.corpus_bleu(
-            [[wordpunct_tokenize(reference)] for reference in references], list(map(wordpunct_tokenize, replies))
+            [[words_of(reference)] for reference in references], list(map(words_of, replies))
         )
 
 
 def distinct_2(replies: list[str]) -> float:
     """Return the share of different word bigrams among all (Li et al. 2016): near 0 if all replies are alike."""
-    pairs = [pair for reply in replies for pair in bigrams(wordpunct_tokenize(reply))]
+    pairs = [pair for reply in replies for pair in bigrams(words_of(reply))]
     return len(set(pairs)) / max(1, len(pairs))
 
 
@@ -67,8 +84,8 @@ def compute_instruction_following_metrics(predictions: list[str], references: li
     """
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references cannot be compared")
-    predicted_words = sum(len(wordpunct_tokenize(text)) for text in predictions)
-    reference_words = sum(len(wordpunct_tokenize(text)) for text in references)
+    predicted_words = sum(len(words_of(text)) for text in predictions)
+    reference_words = sum(len(words_of(text)) for text in references)
     return {
         "bleu": fmean(map(bleu, predictions, references)),
         "corpus_bleu": corpus_bleu(predictions, references),
@@ -88,8 +105,13 @@ class Replies:
 
 def recognise_all(pairs: list[Pair]) -> list[Scenario] | None:
     """Return what each customer wants; None where a context is not of the retail world, so that no rubric applies."""
-    scenarios = [scenario for pair in pairs if (scenario := rubric.recognise(pair.context))]
-    return scenarios if len(scenarios) == len(pairs) else None
+    scenarios = []
+    for pair in pairs:
+        scenario = rubric.recognise(pair.context)
+        if not scenario:  # nor need the others be read: of a large file of other data, that would take minutes
+            return None
+        scenarios.append(scenario)
+    return scenarios
 
 
 def score(replies: Replies, pairs: list[Pair], scenarios: list[Scenario] | None) -> Scores:

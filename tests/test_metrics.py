@@ -13,6 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from part3_pretrain.retail import rubric
 from part3_pretrain.retail.invention import invented
+from part4_sft import metrics
 from part4_sft.dataset import Pair
 from part4_sft.metrics import (
     Replies,
@@ -118,3 +119,17 @@ def test_where_the_rubric_cannot_tell_there_is_no_row(made: dict[str, list[Pair]
     scores = score(Replies(["Sorry."], [True]), pairs, recognise_all(pairs))
     assert not scores.keys() & {"right_order_number", "both_problems_resolved"}
     json.dumps(scores, allow_nan=False)
+
+
+@pytest.mark.parametrize("text", ["Ваш заказ уже в пути.", "Größe für die Größten", "我们会退还您的订单。", "商品を返品したい", "สินค้าเสียหาย"])
+def test_texts_of_any_script_are_words(text: str) -> None:
+    scores = compute_instruction_following_metrics([text], [text])
+    assert scores["bleu"] == scores["rouge_l"] == pytest.approx(1.0)
+    half = compute_instruction_following_metrics([text[: len(text) // 2]], [text])
+    assert 0 < half["rouge_l"] < 1
+
+
+def test_pairs_of_other_data_are_not_all_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(metrics.rubric, "recognise", lambda context: read.append(context))
+    assert metrics.recognise_all([Pair("one", "a"), Pair("two", "b")]) is None and read == ["one"]
