@@ -31,4 +31,6 @@ class PretrainConfig:
     shard: bool = option(False, "with torchrun: keep a part of weights, gradients and moments in each process")
     seed: int = option(0, "seed of corpus, weights and order", **SEED)
     save_every: int = option(200, "steps from one save of the state to the next", decides_training=False, **at_least(1))
-    resume: bool = option(False, "go on with an interrupted training; on a CPU, to the same bits", decides_training=False)
+    resume: bool = option(
+        False, "go on with an interrupted training; on a CPU, to the same bits", decides_training=False
+    )

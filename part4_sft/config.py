@@ -102,7 +102,9 @@ class SFTConfig:
     save_every: int = option(
         100, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)
     )
-    resume: bool = option(False, "go on with an interrupted training; on a CPU, to the same bits", decides_training=False)
+    resume: bool = option(
+        False, "go on with an interrupted training; on a CPU, to the same bits", decides_training=False
+    )
 
 
 def needs_pretraining(config: SFTConfig) -> bool:

@@ -194,7 +194,7 @@ def test_a_signal_to_one_process_ends_the_validation_of_all_and_a_resumed_traini
         return replies
 
     def signal_in_validation() -> None:
-        evaluation.generate_replies = generate_then_signal
+        evaluation.generate_replies = generate_then_signal  # type: ignore[assignment]
 
     assert in_ranks(sft.main, world_size, arguments, signal_in_validation) == [143] * world_size
     (save,) = (tmp_path / "checkpoints" / "sft_model.state").iterdir()

@@ -88,6 +88,7 @@ class StateFolder:
         return distributed.on_rank_0(self._read)
 
     def _read(self) -> tuple[Values, Values]:
+        assert self.whole, "`exists` has been asked"
         try:
             contents = json.loads((self.whole / "values.json").read_text(encoding="utf-8"))
             return contents["run"], contents["values"]
@@ -96,6 +97,7 @@ class StateFolder:
 
     def restore_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put weights, moments and random numbers back in place: of a sharded model, this process's part."""
+        assert self.whole, "`exists` has been asked"
         tensors = _tensors(model, optimizer)
         try:
             dcp.load(tensors, storage_reader=IndexReader(self.whole), planner=PlainValuesPlanner())

@@ -86,16 +86,16 @@ class ComputedBatches(Sequence[list[int]]):
     """
 
     def __init__(self, count: int, batch_size: int, epoch: int, seed: int) -> None:
-        self.count, self.batch_size, self.bits = count, batch_size, count.bit_length()
+        self.total, self.batch_size, self.bits = count, batch_size, count.bit_length()
         rng = Random(f"{seed}/{epoch}")
         self.keys = [(rng.getrandbits(self.bits) | 1, rng.getrandbits(self.bits)) for _ in range(ROUNDS)]
 
     def __len__(self) -> int:
-        return math.ceil(self.count / self.batch_size)
+        return math.ceil(self.total / self.batch_size)
 
     def __getitem__(self, number: int) -> list[int]:  # type: ignore[override]
         start = range(len(self))[number] * self.batch_size  # raises IndexError
-        return [self._permuted(place) for place in range(self.count)[start : start + self.batch_size]]
+        return [self._permuted(place) for place in range(self.total)[start : start + self.batch_size]]
 
     def _permuted(self, number: int) -> int:
         mask, half = 2**self.bits - 1, self.bits // 2
@@ -103,7 +103,7 @@ class ComputedBatches(Sequence[list[int]]):
             for factor, term in self.keys:
                 number = (number * factor + term) & mask
                 number ^= number >> half
-            if number < self.count:
+            if number < self.total:
                 return number
 
 
