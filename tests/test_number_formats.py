@@ -79,7 +79,8 @@ def test_the_last_validation_is_of_what_is_saved(more: list[str], options: list[
 def test_the_norm_of_gradients_in_bfloat16_is_exact(tiny_model: Transformer, encoder: PairEncoder) -> None:
     model = copy.deepcopy(tiny_model).bfloat16()
     examples = encoder.encode_all([Pair("Where is my tent?", "It is on its way.")])
-    optimizer, norms = torch.optim.SGD(model.parameters(), lr=0.1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    norms: list[float] = []
 
     def keep_norm(*call: object) -> None:
         gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
