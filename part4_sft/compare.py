@@ -44,7 +44,7 @@ def main() -> None:
         if given := replay(list(questions), journal, CHOICES).given:
             votes[name] = {id: model_by_key[id][key] for id, key in given.items()}
     if len(votes) > 1:
-        votes["the majority"] = majority([*votes.values()])
+        votes["majority"] = majority([*votes.values()])
     summaries = [summary(name, Counter(chosen.values())) for name, chosen in votes.items()]
     print("\n".join(summaries) or f"nobody has voted on {path} yet")
 

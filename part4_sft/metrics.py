@@ -61,9 +61,7 @@ def corpus_bleu(replies: list[str], references: list[str]) -> float:
     """Return BLEU as first defined (Papineni et al. 2002), 0 to 1: n-grams of all replies counted together."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of texts without a common n-gram, whose BLEU is 0
-        return bleu_score.corpus_bleu(
-            [[words_of(reference)] for reference in references], list(map(words_of, replies))
-        )
+        return bleu_score.corpus_bleu([[words_of(reference)] for reference in references], list(map(words_of, replies)))
 
 
 def distinct_2(replies: list[str]) -> float:

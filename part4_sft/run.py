@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.config import PretrainConfig
@@ -24,13 +26,14 @@ from part3_pretrain.runtime.device import choose_device
 from part3_pretrain.runtime.files import atomic_write, check_not_folder, check_writable
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
+from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
 from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
 from part4_sft.dataset import save_pairs
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, evaluate, validate
-from part4_sft.extras.lora import add_lora
+from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 from part4_sft.training import History, Validate, train
@@ -94,8 +97,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
                     "examples": entries["test"][:8],
                 }
             )
+            trained = replace(checkpoint, model=whole(model))
             if distributed.rank() == 0:
-                written = save(checkpoint, evaluation, entries, data, config)
+                written = save(trained, evaluation, entries, data, config)
                 report.print_summary(evaluation, written)
     return evaluation
 
@@ -119,8 +123,22 @@ def fine_tune(
 
     history = train(model, examples, config, validate_and_tell, state, board.step if board else None)
     if lora:
-        lora.merge_and_unload()
+        merge_lora(model, lora)
+        log("LoRA is merged into the weights, and what will be saved is validated")
+        history.by_epoch[-1] = validate_and_tell(config.epochs, history.by_epoch[-1]["train_loss"])
     return history
+
+
+def whole(model: Transformer) -> Transformer:
+    """Return a copy of a sharded model with all weights as they were trained, in CPU memory; any other as it is.
+
+    All ranks call it, rank 0 gets the copy. Unsharded weights are not those: they are cast to what blocks compute in.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    tensors: dict[str, Any] = get_model_state_dict(model, options=options)
+    return model_from_tensors(model.config, tensors.items(), dtype=None) if distributed.rank() == 0 else model
 
 
 def describe_run(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -128,13 +129,16 @@ def training_step(
     loss = 0.0
     batches = micro_batches(examples, accumulation_steps)
     for number, batch in enumerate(batches, start=1):
-        distributed.set_requires_gradient_sync(loss_module, number == len(batches))
+        # Until they are exchanged, a sharded model would keep all gradients, in float32: it exchanges them every time.
+        is_sharded = isinstance(parameters[0], DTensor)
+        distributed.set_requires_gradient_sync(loss_module, is_sharded or number == len(batches))
         batch_loss = loss_module(*collate(batch, parameters[0].device)) / tokens
         (batch_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
         loss += batch_loss.item()
     (loss,) = distributed.all_reduce_sum(loss)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    gradient_norm = distributed.full_tensor(nn.utils.get_total_norm(gradients)).item()
+    norms = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32))  # bfloat16 has two or three digits
+    gradient_norm = distributed.full_tensor(torch.linalg.vector_norm(norms)).item()
     if not math.isfinite(loss + gradient_norm):
         raise FloatingPointError(f"{loss}, its gradient {gradient_norm}")
     optimizer.step()

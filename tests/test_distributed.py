@@ -135,7 +135,7 @@ def test_other_ways_to_train_end_well_and_lower_the_loss(more: list[str], option
     losses = results(tmp_path)["steps"]["loss"]
     assert len(losses) == SMALL_STEPS and sum(losses[6:]) / 6 < sum(losses[:6]) / 6 - 0.01
     model = load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt", dtype=None).model
-    assert model.norm.weight.dtype == (torch.bfloat16 if "bfloat16" in more else torch.float32)
+    assert model.norm.weight.dtype == (torch.bfloat16 if more == ["--dtype", "bfloat16"] else torch.float32)
 
 
 @pytest.mark.slow

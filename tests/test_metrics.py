@@ -121,7 +121,9 @@ def test_where_the_rubric_cannot_tell_there_is_no_row(made: dict[str, list[Pair]
     json.dumps(scores, allow_nan=False)
 
 
-@pytest.mark.parametrize("text", ["Ваш заказ уже в пути.", "Größe für die Größten", "我们会退还您的订单。", "商品を返品したい", "สินค้าเสียหาย"])
+@pytest.mark.parametrize(
+    "text", ["Ваш заказ уже в пути.", "Größe für die Größten", "我们会退还您的订单。", "商品を返品したい", "สินค้าเสียหาย"]
+)
 def test_texts_of_any_script_are_words(text: str) -> None:
     scores = compute_instruction_following_metrics([text], [text])
     assert scores["bleu"] == scores["rouge_l"] == pytest.approx(1.0)
