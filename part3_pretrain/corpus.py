@@ -62,6 +62,18 @@ def batches(rows: list[Tensor], tokens_per_batch: int, rng: Random) -> Iterator[
         yield inputs, targets
 
 
+def ignore_messages(inputs: Tensor, targets: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Return the targets, (batch, time), without the words of a customer's message that something follows.
+
+    What a shop makes of a message can be learnt. Which of countless messages comes next cannot be known, and a small
+    model that learns to guess has less room for the rest (as instruction tuning leaves the prompt out of the loss).
+    """
+    customer, newline = (torch.tensor(tokenizer.encode(text).ids) for text in ("Customer:", "\n"))
+    ends = targets == newline[0]
+    is_message = (inputs[:, : len(customer)] == customer).all(dim=1) & ends.any(dim=1)
+    return targets.masked_fill(is_message[:, None] & (ends.cumsum(dim=1) == 0), IGNORE_INDEX)
+
+
 def copy_batch(vocab_size: int, digits: list[int], tokens_per_batch: int, rng: Random) -> tuple[Tensor, Tensor]:
     """Return random patterns of tokens, repeated over and over: nothing can be learnt but to look back and copy.
 

@@ -112,7 +112,11 @@ def make_batches(texts: list[str], tokenizer: Tokenizer, config: PretrainConfig)
     """Return the batches of all steps in their order: every text once, and some to copy among them."""
     rng = Random(f"order/{config.seed}")
     rows = corpus.tokenize(texts, tokenizer, LONGEST_ROW)
-    batches: list[Batch] = [(*tensors, True) for tensors in corpus.batches(rows, config.tokens_per_batch, rng)]
+    batches: list[Batch] = []
+    for inputs, targets in corpus.batches(rows, config.tokens_per_batch, rng):
+        if not config.corpus:
+            targets = corpus.ignore_messages(inputs, targets, tokenizer)
+        batches.append((inputs, targets, True))
     digits = [tokenizer.get_vocab()[digit] for digit in "0123456789"]
     for _ in range(round(COPY_SHARE * len(batches))):
         tensors = corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng)
@@ -184,8 +188,9 @@ def training_step(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: T
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy summed over the targets, (batch, time), that are not to be ignored."""
-    logits = model.lm_head(model(inputs))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE_INDEX, reduction="sum")
+    is_known = targets != corpus.IGNORE_INDEX
+    logits = model.lm_head(model(inputs)[is_known])  # the others are half of all
+    return F.cross_entropy(logits, targets[is_known], reduction="sum")
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -56,6 +56,15 @@ def test_chance_decides_which_rows_of_a_length_share_a_batch_and_a_row_may_excee
     assert [len(inputs) for inputs, _ in batches(rows, 2, Random(0))] == [1] * 8
 
 
+def test_a_message_that_something_follows_is_read_but_not_predicted(tokenizer: Tokenizer) -> None:
+    answered = ["Customer: My desk is late.", "\nAgent: Hello.\nCustomer: And now?\nAgent: Well."]
+    for message, rest in (answered, ["", "Customer: My desk is late."], ["", "Customers who say it\nmean it."]):
+        (row,) = corpus.tokenize([message + rest], tokenizer, 200)
+        kept = corpus.ignore_messages(row[None, :-1], row[None, 1:], tokenizer)
+        words = tokenizer.decode(kept[kept != IGNORE_INDEX].tolist())
+        assert words == rest or (not message and rest.endswith(words) and kept.min() >= 0)
+
+
 def test_copy_batch_asks_for_the_repeats_alone() -> None:
     digits = list(range(490, 500))
     inputs, targets = corpus.copy_batch(500, digits, 60 * COPY_LENGTH + 1, Random(0))
