@@ -125,7 +125,7 @@ def _policy_page(intents: list[Intent], rng: Random) -> str:
 def glossary(scenario: Scenario, rng: Random) -> str:
     """Write some lines of the help desk's list of what customers say, and under which name it goes."""
     lines = []
-    others = [rng.choice([world.draw_intent(rng), *rng.sample(SMALL_TALK + KNOWN_OUTSIDE, 1)]) for _ in range(2)]
+    others = [rng.choice(rng.choice([INTENTS, SMALL_TALK, KNOWN_OUTSIDE])) for _ in range(2)]
     for intent in [*scenario.intents, *others]:
         if intent.is_service and rng.random() < 0.4:
             said = world.in_person(rng.choice(intent.phrases), rng.choice([*PERSONS])).replace("{it}", "it")
@@ -158,14 +158,14 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
-    restatement: 0.11,
-    filed_message: 0.39,
-    conversation: 0.16,
+    restatement: 0.10,
+    filed_message: 0.37,
+    conversation: 0.225,
     paper: 0.03,
-    policy: 0.11,
-    glossary: 0.08,
-    product_question: 0.11,
-    letter: 0.01,
+    policy: 0.10,
+    glossary: 0.075,
+    product_question: 0.095,
+    letter: 0.005,
 }
 
 

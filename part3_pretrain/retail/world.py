@@ -30,7 +30,7 @@ GOODS: list[str] = MESSAGES["goods"]  # things of no catalogue, which customers 
 IDEAL: dict[str, Any] = WORLD["ideal"]
 TYPICAL: dict[str, Any] = WORLD["typical"]
 
-MESSAGES_OF_A_GRAMMAR = 400
+MESSAGES_OF_A_GRAMMAR = 900
 IN_A_PATTERN = 0.6  # share of the customers with one problem who say it in a pattern of `[[frames]]`
 
 
