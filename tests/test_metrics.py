@@ -133,5 +133,5 @@ def test_texts_of_any_script_are_words(text: str) -> None:
 
 def test_pairs_of_other_data_are_not_all_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(metrics.rubric, "recognise", lambda context: read.append(context))
+    monkeypatch.setattr(rubric, "recognise", lambda context: read.append(context))
     assert metrics.recognise_all([Pair("one", "a"), Pair("two", "b")]) is None and read == ["one"]
