@@ -17,7 +17,7 @@ class PretrainConfig:
     corpus: list[Path] | None = option(None, "text files to read instead of retail documents", nargs="+", **PATH)
     checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
     out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
-    conversations: int = option(165_000, "retail documents to read, each once", **at_least(1))
+    conversations: int = option(175_000, "retail documents to read, each once", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)

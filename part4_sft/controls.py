@@ -31,6 +31,7 @@ from part4_sft.training import mean_loss, train
 
 LARGEST_MODEL = 20_000_000  # parameters; a larger one would be fine-tuned three times more for hours
 FORBIDDEN_TOKENS = 5  # the likeliest first tokens
+LONGEST_SHOWN = 180  # tokens of examples and context; with a reply, as long as the longest documents of pretraining
 FEW_PAIRS = 10
 LEFT_OUT_INTENTS = 6
 
@@ -130,7 +131,7 @@ def show_examples(
     model: Transformer, encoder: PairEncoder, pairs: list[Pair], training: list[Pair], config: SFTConfig
 ) -> Scores:
     """Show a model as many ideal pairs before each context as fit (Brown et al. 2020); its reply is the first line."""
-    room = min(encoder.max_length, longest_prompt(model, Sampling.of(config)))
+    room = min(LONGEST_SHOWN, encoder.max_length, longest_prompt(model, Sampling.of(config)))
     before, behind = encoder.template.split("{context}")
     rng, shown = Random(f"few shot/{config.seed}"), []
     for pair in pairs:

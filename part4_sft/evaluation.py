@@ -404,6 +404,8 @@ def perturbed_sets(
             "lower_case": (pair.context.lower(), scenario),
             "unknown_product": world.rename(pair.context, scenario, invented),
         }.items():
+            if name == "one_typo" and context == pair.context:  # no typo is possible
+                continue
             response = pair.response.replace(scenario.item, perturbed.item)
             sets[name][0].append(replace(pair, context=context, response=response))
             sets[name][1].append(perturbed)

@@ -17,7 +17,7 @@ import torch
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail import rubric, world
 from part3_pretrain.retail.rubric import recognise
-from part3_pretrain.retail.world import in_catalogue
+from part3_pretrain.retail.world import in_catalogue, mistype
 from part3_pretrain.runtime.cli import UserError
 from part4_sft import evaluation
 from part4_sft.config import SFTConfig
@@ -300,6 +300,16 @@ def test_each_perturbation_changes_what_it_says_and_the_reference_stays_faultles
         assert old.item not in after.context and new.intents == old.intents
         assert f" a {new.item}" not in after.context or new.item[0] not in "aeiou"
     assert sets == perturbed_sets(pairs, scenarios, seed=0) != perturbed_sets(pairs, scenarios, seed=1)
+
+
+def test_contexts_as_no_generator_writes_them_are_mistyped_where_that_is_possible() -> None:
+    contexts = ["The Walnut Bookshelf arrived broken.", "My walnut bookshelf arrived broken. The oak desk and the pine sofa are fine."]
+    pairs = [Pair(context, "Thank you.") for context in contexts]
+    sets = perturbed_sets(pairs, recognise_all(pairs), seed=0)
+    assert [len(pairs) for pairs, _ in sets.values()] == [1, 2, 2]
+    assert sets["one_typo"][0][0].context not in contexts
+    short = replace(recognise_all(pairs)[0], item="axe")
+    assert mistype("My axe is off.", short, Random(0)) == ("My axe is off.", short)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ IDEAL: dict[str, Any] = WORLD["ideal"]
 TYPICAL: dict[str, Any] = WORLD["typical"]
 
 MESSAGES_OF_A_GRAMMAR = 900
+MOST_TRIES = 100  # at a typo; where three products are named, none leaves but one of them
 IN_A_PATTERN = 0.6  # share of the customers with one problem who say it in a pattern of `[[frames]]`
 
 
@@ -344,23 +345,23 @@ def capitalise(text: str) -> str:
 def mistype(context: str, scenario: Scenario, rng: Random, *, in_item: bool = False) -> tuple[str, Scenario]:
     """Mistype a word of at least four letters, or with `in_item` one of the item; no other product may be named.
 
-    Returns the new context, and the scenario that knows how the customer now spells the item.
+    Returns the new context, and the scenario that knows how the customer now spells the item; both as they were where
+    no typo is possible.
     """
-    spelled = scenario.misspelled or scenario.item
-    start = context.index(spelled)
-    end = start + len(spelled)
+    spelled = re.search(re.escape(scenario.misspelled or scenario.item), context, re.IGNORECASE)
+    start, end = spelled.span() if spelled else (0, 0)
     if in_item:
         words = list(re.compile("[A-Za-z]{2,}").finditer(context, start, end))
     else:
         words = list(re.finditer("[A-Za-z]{4,}", context))
-    while True:
+    for _ in range(MOST_TRIES if words else 0):
         word = rng.choice(words)
         mistyped = context[: word.start()] + with_typo(word[0], rng) + context[word.end() :]
-        if mistyped != context and not names_another_product(mistyped, scenario.item):
-            break
-    if start <= word.start() < end:
-        scenario = replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
-    return mistyped, scenario
+        if mistyped != context and not names_another_product(mistyped.lower(), scenario.item):
+            if start <= word.start() < end:
+                scenario = replace(scenario, misspelled=mistyped[start : end + len(mistyped) - len(context)])
+            return mistyped, scenario
+    return context, scenario
 
 
 def with_typo(word: str, rng: Random) -> str:
