@@ -33,6 +33,21 @@ def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
         assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_link_stays_and_who_may_read_the_file_stays_too(tmp_path: Path) -> None:
+    real, link = tmp_path / "real" / "file", tmp_path / "link"
+    link.symlink_to(real)
+    for content in ("first", "second"):  # at first the link leads nowhere yet
+        with atomic_write(link) as temporary:
+            temporary.write_text(content)
+            if content == "second":
+                assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        assert link.is_symlink() and real.read_text() == content
+        if content == "first":
+            real.chmod(0o440)
+    assert stat.S_IMODE(real.stat().st_mode) == 0o440
+    assert {*tmp_path.iterdir(), *real.parent.iterdir()} == {link, real, real.parent}
+
+
 def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path) -> None:
     message = r"^cannot write .*report.txt: No space left on device; what was there before is untouched; make room or"
     for write in (lambda file: file.write(b"0" * 10**6), lambda file: torch.save(torch.zeros(10**6), file)):

@@ -18,16 +18,22 @@ from part3_pretrain.runtime.torchrun import is_main_process
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary file that takes the place of `path`, on disk, once the block has ended well.
 
+    A link stays, and the file that it leads to is replaced; who may read that file may read the new one, nobody else.
     Raises UserError where it cannot be written, as on a full disk; what was there before stays.
     """
+    target = Path(os.path.realpath(path))
     # Always the same name, so that what a killed process left is overwritten; its suffix tells matplotlib the format.
-    temporary = path.with_name(f".partial.{path.name}")
+    temporary = target.with_name(f".partial.{target.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            temporary.touch(mode=0o600)
         yield temporary
+        if target.exists():
+            shutil.copymode(target, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises one on top
         if not isinstance(cause, OSError):
