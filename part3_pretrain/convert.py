@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
@@ -26,7 +27,7 @@ def main() -> None:
         write_folder(given.target, load_checkpoint(given.source, dtype=None))
         print("written:", *sorted(given.target.iterdir()))
         return
-    if not given.source.is_dir():
+    if not os.path.isdir(given.source):
         raise UserError(f"there is no folder {given.source}", "name one with config.json and *.safetensors")
     check_not_folder(given.target)
     save_checkpoint(given.target, load_checkpoint(given.source, dtype=None))

@@ -309,10 +309,18 @@ def test_junk_missing_and_truncated_files_are_refused(folder: Path) -> None:
         path.write_bytes(contents)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert f"{name} is missing; " in refusal(folder) or f"{name} is not a file; copy it anew" in refusal(folder)
+
+
 def test_an_index_may_only_name_files_of_the_folder(folder: Path) -> None:
     for weight_map, message in [
         ({"a": "../model.safetensors"}, "must name the files of this folder that hold the tensors"),
         ({}, "must name the files of this folder that hold the tensors"),
+        ({"a": "long" * 70}, f"{'long' * 70} is missing; "),
         ({"a": "gone.safetensors"}, "gone.safetensors is missing; weights in other formats have to be saved as"),
         (["model.safetensors"], "wrong kind"),
     ]:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from part3_pretrain import pretrain
+from part3_pretrain import convert, pretrain
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_folder, atomic_write, check_not_folder, check_writable, locked
-from part4_sft import sft
+from part4_sft import chat, sft
 from tests.conftest import Command, assert_refused
-from tests.processes import in_a_process, kill_self
+from tests.processes import Main, in_a_process, kill_self
 
 
 def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
@@ -31,6 +31,45 @@ def test_a_file_appears_under_its_name_once_it_is_whole(tmp_path: Path) -> None:
             raise error
         assert path.read_text() == "new"
         assert list(path.parent.iterdir()) == [path]
+
+
+def test_all_files_are_on_disk_and_so_are_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.touch()
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").touch()
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        assert path.stat().st_ino in synced, path
+    assert synced[1] == synced[-1] == tmp_path.stat().st_ino  # once the file has its name
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.touch()
+    assert (tmp_path / "file").exists()
+
+
+def test_a_link_stays_and_who_may_read_the_file_stays_too(tmp_path: Path) -> None:
+    real, link = tmp_path / "real" / "file", tmp_path / "link"
+    link.symlink_to(real)
+    for content in ("first", "second"):  # at first the link leads nowhere yet
+        with atomic_write(link) as temporary:
+            temporary.write_text(content)
+            if content == "second":
+                assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        assert link.is_symlink() and real.read_text() == content
+        if content == "first":
+            real.chmod(0o440)
+    assert stat.S_IMODE(real.stat().st_mode) == 0o440
+    assert {*tmp_path.iterdir(), *real.parent.iterdir()} == {link, real, real.parent}
 
 
 def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path) -> None:
@@ -90,6 +129,36 @@ def test_a_folder_that_another_run_writes_to_is_refused_until_that_run_is_gone(
     with locked(tmp_path, tmp_path):
         (tmp_path / "file").touch()
     assert (tmp_path / "file").exists()
+
+
+def test_no_folder_stays_of_those_that_were_made_for_nothing(run_main: Command, tmp_path: Path) -> None:
+    with locked(tmp_path / "a" / "b", tmp_path / "a" / "c" / "d"):
+        assert (tmp_path / "a" / "c" / "d").exists()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    command = (sft.main, "--out-dir", tmp_path / "new" / "outputs", "--checkpoint-dir", tmp_path / "file")
+    assert_refused(run_main(*command), f"cannot write to the folder {tmp_path / 'file'}: ")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "complaint"),
+    [
+        (sft.main, ["--out-dir", "LONG"], "cannot write to the folder "),
+        (sft.main, ["--model", "LONG"], "cannot read "),
+        (chat.main, ["--model", "LONG"], "there is no "),
+        (convert.main, ["from-hf", "LONG", "new.pt"], "there is no folder "),
+        (convert.main, ["from-hf", "FOLDER", "LONG"], "cannot write "),
+        (convert.main, ["to-hf", "TINY", "LONG"], "cannot write "),
+    ],
+)
+def test_a_name_that_is_too_long_is_told_in_one_line(
+    run_main: Command, tiny_checkpoint: Path, tmp_path: Path, main: Main, options: list[str], complaint: str
+) -> None:
+    run_main(convert.main, "to-hf", tiny_checkpoint, tmp_path / "folder")
+    places = {"LONG": tmp_path / ("long" * 70), "FOLDER": tmp_path / "folder", "TINY": tiny_checkpoint}
+    assert_refused(run_main(main, *(places.get(option, option) for option in options)), complaint)
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
 def test_rank_0_locks_for_all_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

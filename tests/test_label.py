@@ -54,6 +54,15 @@ def test_ratings_of_4_and_5_make_high_quality(path: Path, rate: Rate) -> None:
     assert qualities(path) == [1, 1, 0, 0, 0, 0]
 
 
+def test_a_link_to_a_file_that_others_may_not_read_is_labelled_where_it_leads(path: Path, rate: Rate) -> None:
+    link = path.parent / "elsewhere" / "link.json"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    path.chmod(0o600)
+    rate(link, "5q")
+    assert link.is_symlink() and qualities(path) == [1, 0, 0, 0, 0, 0] and path.stat().st_mode & 0o777 == 0o600
+
+
 def test_it_resumes_where_it_stopped_though_the_file_has_changed(path: Path, rate: Rate) -> None:
     rate(path, "5s4q")
     rate(path, "4q", sees="question 3")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -29,10 +31,10 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
     `dtype` is the number format of the weights; None keeps that of the file. Raise UserError where a file is missing
     or damaged, or asks for something that cannot be computed here.
     """
-    names = ["config.json", *(name for name in SETTINGS_FILES if (folder / name).exists())]
+    names = ["config.json", *(name for name in SETTINGS_FILES if os.path.exists(folder / name))]
     settings = {name: _read_settings(folder / name) for name in names}
     path = folder / "tokenizer.json"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{folder} holds no tokenizer.json", "save transformers' fast tokenizer there first")
     text = _read_text(path)
     try:
@@ -53,13 +55,13 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
 def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield name, as `Transformer` has it, and value of every tensor, each read when its turn comes."""
     index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.exists():
+    if os.path.exists(index):
         names = sorted(set(_read_settings(index).get("weight_map", {}).values()))
         if not names or any(Path(name).name != name for name in names):
             raise ValueError(f"{index.name} must name the files of this folder that hold the tensors")
     for name in names:
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, it bears any name
             raise ValueError(f"{name} is missing; weights in other formats have to be saved as safetensors first")
         try:
             with safe_open(path, framework="pt") as file:
@@ -87,8 +89,10 @@ def _read_settings(path: Path) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    """Return what a text file holds. Raise UserError, before it is read, where it is too long to be genuine."""
+    """Return what a text file holds. Raise UserError, before it is read, where that cannot be genuine."""
     try:
+        if not S_ISREG(path.stat().st_mode):  # a pipe, say, would be waited for
+            raise UserError(f"{path} is not a file", "copy it anew")
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise UserError(f"{path} is longer than {MAX_TEXT_BYTES >> 20} MiB, too long to be genuine", "copy it anew")
         return path.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ CARD_WORDS = {  # for settings and measures whose names are not words
 
 def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the whole folder, model card included, or nothing. Raise UserError where it is not empty or writable."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.glob("*"))):  # neither of them raises
         raise UserError(f"{folder} is there already", "name a new folder, so that no file of another model stays in it")
     files = _settings(checkpoint)
     files["tokenizer.json"] = checkpoint.tokenizer.to_str(pretty=True)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from part3_pretrain.runtime.cli import UserError
@@ -18,16 +18,22 @@ from part3_pretrain.runtime.torchrun import is_main_process
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary file that takes the place of `path`, on disk, once the block has ended well.
 
+    A link stays, and the file that it leads to is replaced; who may read that file may read the new one, nobody else.
     Raises UserError where it cannot be written, as on a full disk; what was there before stays.
     """
+    target = Path(os.path.realpath(path))
     # Always the same name, so that what a killed process left is overwritten; its suffix tells matplotlib the format.
-    temporary = path.with_name(f".partial.{path.name}")
+    temporary = target.with_name(f".partial.{target.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            temporary.touch(mode=0o600)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises one on top
         if not isinstance(cause, OSError):
@@ -47,15 +53,27 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     target = folder.absolute()
     check_writable(target.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)  # `mkdtemp` makes it for the owner alone
-        temporary.replace(target)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+            temporary = Path(name)
+            yield temporary
+            temporary.chmod(0o755)  # it is made for the owner alone
+            for path in [*temporary.rglob("*"), temporary]:
+                _sync(path)
+            temporary.replace(target)
+            _sync(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}", "make room or choose another") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on disk, or the names in a folder are, where they can be waited for."""
+    with suppress(OSError) if path.is_dir() else nullcontext():  # a folder may be closed to readers
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def cannot_read(path: Path, error: OSError) -> UserError:
@@ -66,7 +84,7 @@ def cannot_read(path: Path, error: OSError) -> UserError:
 def check_not_folder(*paths: Path) -> None:
     """Raise UserError where a folder stands in the place of a file that is to be written."""
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, it never raises: why a file cannot be written is told later
             cause = f"{path} is a folder, and a file of that name is to be written"
             raise UserError(cause, "move it or choose another")
 
@@ -89,9 +107,9 @@ def locked(*folders: Path) -> Iterator[None]:
     Of the processes of one job, rank 0 holds the locks for all. Folders that were made for nothing go away again.
     Raises UserError where one cannot be written to, or another run is in it.
     """
-    made = [folder for folder in folders if not folder.exists()]
-    check_writable(*folders)
+    made = [place for folder in folders for place in (folder, *folder.parents) if not os.path.exists(place)]
     try:
+        check_writable(*folders)
         with ExitStack() as stack:
             for folder in {folder.resolve() for folder in folders if is_main_process()}:
                 descriptor = os.open(folder, os.O_RDONLY)  # of the folder itself: no file is left in it
@@ -105,6 +123,6 @@ def locked(*folders: Path) -> Iterator[None]:
                     raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
             yield
     finally:
-        for folder in made:
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
+        for place in made:
+            with suppress(OSError):  # it is not empty, or could not be made
+                place.rmdir()

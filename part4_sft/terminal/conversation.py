@@ -8,6 +8,7 @@ sure, the message goes to a person instead.
 from __future__ import annotations
 
 import json
+import os
 import readline
 import sys
 from collections import Counter
@@ -58,7 +59,7 @@ def load_models(
         UserError: a model cannot be read, or the fine-tuned one does not tell what it was made from.
     """
     device = choose_device(device_name)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"there is no {path}", "python -m part4_sft.sft makes it, or name another with --model")
     sft = load_checkpoint(path)
     settings = sft.made_by.get("settings", {})

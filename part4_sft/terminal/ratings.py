@@ -69,7 +69,7 @@ def write_labels(path: Path, ratings_by_annotator: dict[str, Ratings]) -> None:
         ratings = [ratings[id] for ratings in ratings_by_annotator.values() if id in ratings]
         return int(fmean(ratings) >= HIGH_QUALITY) if ratings else None
 
-    with locked(path.parent):
+    with locked(path.resolve().parent):  # of the file, where the path is a link to it
         labels = relabel(path, new_label)
     good = sum(labels)
     print(f"written: {path}; pairs that train (high_quality 1): {good:,}; that do not (0): {len(labels) - good:,}")
