@@ -67,8 +67,15 @@ def relabel(path: Path, label: Callable[[Pair], int | None]) -> list[int]:
             _, header = next(_rows(text, path))
             if len(header) < len(entries[0][1]):
                 header.append("high_quality")
-            writer = csv.writer(file, delimiter=_delimiter(text), lineterminator=line_end)
-            writer.writerows([header, *(entry.values() for _, entry in entries)])
+            rows = [header, *(list(entry.values()) for _, entry in entries)]
+            has_return = any("\r" in str(cell) for row in rows for cell in row)  # Python 3.11 may leave it unquoted
+            writer = csv.writer(
+                file,
+                delimiter=_delimiter(text),
+                quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL,
+                lineterminator=line_end,
+            )
+            writer.writerows(rows)
         else:
             lines = [json.dumps(entry, ensure_ascii=False) for _, entry in entries]
             if _is_array(text):
@@ -150,7 +157,7 @@ def _parse_json(document: str, line: int, path: Path) -> Any:
 
 def _delimiter(text: str) -> str:
     """Return what stands between the cells: semicolons, where spreadsheets keep the comma for decimals."""
-    return max(DELIMITERS, key=text.lstrip("\r\n").partition("\n")[0].count)
+    return max(DELIMITERS, key=re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0].count)
 
 
 def _rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:

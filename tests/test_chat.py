@@ -17,7 +17,8 @@ from part3_pretrain.model import Transformer
 from part3_pretrain.retail.invention import invented
 from part3_pretrain.runtime.cli import UserError
 from part4_sft import chat, hand_over
-from part4_sft.terminal.conversation import Reply, load_models, show_side_by_side
+from part4_sft.terminal.conversation import Reply, load_models, read_messages, show_side_by_side
+from part4_sft.terminal.screen import columns_of
 from tests.conftest import Command, FinishedRun, Terminal, assert_refused
 
 REPLY_KEYS = ["text", "draft", "stops_by_itself", "handed_over", "invented"]
@@ -86,6 +87,28 @@ def test_every_line_of_a_program_is_answered(
     assert sft == f"fine-tuned: {first['sft']['text']} {rated}" and pretrained.startswith("pretrained: ")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_is_piped_in_is_utf_8_in_every_locale(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(data: bytes) -> list[str]:
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding, errors="surrogateescape", newline="\n")
+        monkeypatch.setattr("sys.stdin", stdin)
+        return list(read_messages())
+
+    assert read("\ufeffgrößer\r\n\r\n x\n".encode()) == ["größer", " x"]
+    with pytest.raises(UserError, match=r"^the input is not utf-8 text; convert it with iconv$"):
+        read("größer\n".encode("latin-1"))
+
+
+def test_json_holds_the_same_text_and_cannot_steer_the_terminal(
+    run_main: Command, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'Größe "\x1b[2J \x7f \x9b2J \u202e'
+    monkeypatch.setattr("sys.stdin", io.StringIO(text + "\n"))
+    _, printed, _ = run_main(chat.main, "--model", finished_run.checkpoint, "--max-new-tokens", 12, "--json")
+    assert json.loads(printed)["context"] == text
+    assert "Größe" in printed and not set("\x1b\x7f\x9b\u202e") & set(printed)
+
+
 def test_what_models_read_is_that_of_the_fine_tuning_unless_it_is_named(
     tiny_checkpoint: Path, tiny_model: Transformer, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -140,6 +163,14 @@ def test_replies_grow_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     left, right = "\n".join(line[:40] for line in lines), " ".join(line[40:].rstrip() for line in lines)
     assert re.findall(r"word\d+", left) == words and left.startswith("pretrained")  # nothing is there twice
     assert left.count("(rated 1.0;") == 1 and right.startswith("fine-tuned I am sorry. (rated 1.6; does not name")
+
+
+def test_columns_stand_where_they_should_beside_letters_that_are_wide(capsys: pytest.CaptureFixture[str]) -> None:
+    replies = [Reply(text, text, True) for text in ("申し訳ございません。" * 6, "I am sorry.")]
+    show_side_by_side(CONTEXT, {"pretrained": iter(replies[:1]), "sft": iter(replies[1:])})
+    rows = capsys.readouterr().out.rpartition("\x1b[J")[2].splitlines()
+    assert max(map(columns_of, rows)) < 80 and rows[1].startswith("ん。申し訳ございません。")
+    assert columns_of(rows[0].partition("I am sorry.")[0]) == 40
 
 
 @pytest.mark.slow

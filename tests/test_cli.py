@@ -104,6 +104,7 @@ def test_the_exit_status_tells_how_a_command_ended(run_main: Command, monkeypatc
         (None, 0, ""),
         (broken, 2, "error: it is broken; mend it\n"),
         (UserError("it is broken"), 2, "error: it is broken\n"),
+        (UserError("the tensor \x1b[2J\x9b\u202e"), 2, "error: the tensor ?[2J??\n"),
         (KeyboardInterrupt, 130, nothing_left),
         (KeyboardInterrupt("kept"), 130, "interrupted: kept\n"),
         (lambda: signal.raise_signal(signal.SIGTERM), 143, nothing_left),

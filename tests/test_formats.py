@@ -97,6 +97,11 @@ def test_csv_is_read_as_spreadsheets_leave_it(tmp_path: Path, delimiter: str, en
     assert [pair.place for pair in pairs] == [f"{path}, row 2", f"{path}, row 5"]
 
 
+def test_the_header_alone_tells_the_delimiter_where_lines_end_as_on_an_old_mac(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_bytes(b"context;response\ra, b, c;d\r")
+    assert load_pairs(tmp_path / "pairs.csv") == [Pair("a, b, c", "d")]
+
+
 def test_a_conversation_has_a_line_for_each_message_before_the_response(tmp_path: Path) -> None:
     roles = ["user", "assistant", "user", "assistant"]
     turns = [{"role": role, "content": f"m{number}"} for number, role in enumerate(roles)]
@@ -138,6 +143,13 @@ def test_relabelling_keeps_the_layout_and_all_else(tmp_path: Path, name: str) ->
     (tmp_path / name).write_bytes(before.encode())
     assert relabel(tmp_path / name, lambda pair: 1 if pair.context == "ö" else None)[0] == 1
     assert (tmp_path / name).read_bytes().decode() == after
+
+
+def test_a_cell_with_a_lone_carriage_return_can_be_read_after_relabelling(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(b'context,response,high_quality\n"a\rb",c,1\n')
+    assert relabel(path, lambda pair: 0) == [0]
+    assert load_pairs(path) == [Pair("a\rb", "c", 0)]
 
 
 def second(old: str, new: str) -> str:

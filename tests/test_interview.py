@@ -15,7 +15,7 @@ import pytest
 from part4_sft import label
 from part4_sft.terminal import interview
 from part4_sft.terminal.interview import Answers, Item, annotator, journal_of, journals, pace, replay
-from part4_sft.terminal.screen import wrapped
+from part4_sft.terminal.screen import columns_of, wrapped
 from tests.conftest import Command, Terminal, TypeKeys, assert_refused
 
 ITEMS = [Item((("Customer", f"question {number}"), ("Reply", f"answer {number}"))) for number in range(6)]
@@ -140,11 +140,28 @@ def test_names_of_annotators_go_into_names_of_files(tmp_path: Path, monkeypatch:
     journal_of(path, "ben").touch()
     assert journals(path) == {name: journal_of(path, name) for name in ("anna", "ben")}
     assert journals(tmp_path / "pairs1.json") == {}
+    journal_of(tmp_path / "pairs[1].json.train.jsonl", "cleo").touch()  # of another file
+    assert journals(path) == {name: journal_of(path, name) for name in ("anna", "ben")}
 
 
 def test_no_text_can_steer_the_terminal() -> None:
     assert wrapped("red \x1b[31m \x07 \x9b2J\n\none two", 80) == ["red ?[31m ? ?2J", "", "one two"]
+    assert wrapped("\u202eno \u2066x\u2069 \ud83d", 80) == ["?no ?x? ?"]
     assert wrapped("one two", 5) == ["one", "two"]
+
+
+def test_letters_of_all_languages_are_shown() -> None:
+    text = "10\xa0000\u202f€,\tか\u3000き, x\u200cy 👩\u200d🔧"
+    assert wrapped(text, 80) == ["10 000 €, か き, x\u200cy 👩\u200d🔧"]
+
+
+def test_lines_are_as_long_as_they_are_wide() -> None:
+    assert wrapped("订单48213还没有到", 8) == ["订单", "48213还", "没有到"]
+    assert wrapped("か\u3099か\u3099 e\u0301e\u0301e\u0301 three", 8) == [
+        "か\u3099か\u3099 e\u0301e\u0301e\u0301",
+        "three",
+    ]
+    assert [columns_of(text) for text in ("desk", "机です", "ﾂｸｴ", "e\u0301", "☺\ufe0f")] == [4, 6, 3, 1, 2]
 
 
 def test_work_goes_on_where_it_was_killed_and_ctrl_c_gives_the_terminal_back(

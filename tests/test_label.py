@@ -13,6 +13,7 @@ from part4_sft import label
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
 from part4_sft.terminal.ratings import Ratings, weighted_kappa
+from part4_sft.terminal.screen import full_screen
 from tests.conftest import Command, TypeKeys
 
 Rate = Callable[..., str]
@@ -103,7 +104,33 @@ def test_of_many_disagreements_the_largest_are_shown(tmp_path: Path, rate: Rate,
     assert printed.index("anna 4, ben 1") < printed.index("anna 4, ben 5") and printed.count("anna 4, ben 5") == 9
     replies = [line for line in printed.splitlines() if line.startswith("  Reply: answer ")]
     assert len(replies) == 10 and all(250 < len(reply) <= 309 and reply.endswith("[...]") for reply in replies)
-    assert "anna and cleo have both rated 0, 0 alike\n" in printed
+    assert "cleo" not in printed  # has looked only
+
+
+def test_a_file_beside_another_is_no_annotator(path: Path, rate: Rate, run_main: Command) -> None:
+    rate(path, "5q")
+    path.with_name("pairs.json.train.jsonl").write_text(json.dumps(entries()[0]))
+    rate(path.with_name("pairs.json.train.jsonl"), "1q", annotator="ben")
+    assert run_main(label.main, path, "--report")[1] == "anna: 1 of 6 rated, 1 of them 4 or 5\n"
+
+
+def test_without_a_terminal_the_file_stays_as_it_is(path: Path, rate: Rate, run_main: Command) -> None:
+    rate(path, "5q")
+    path.write_text(json.dumps(entries()))
+    before = path.read_bytes()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("part4_sft.terminal.interview.full_screen", full_screen)
+        status, printed, complained = run_main(label.main, path, "--annotator", "anna")
+    assert (status, printed) == (2, "") and "needs a terminal" in complained
+    assert path.read_bytes() == before
+
+
+def test_a_report_cannot_steer_the_terminal(path: Path, rate: Rate, run_main: Command) -> None:
+    path.write_text(json.dumps([{"context": "\x1b[2J", "response": "\x9b2J \u202e"}]))
+    rate(path, "5")
+    rate(path, "1", annotator="ben")
+    printed = run_main(label.main, path, "--report")[1]
+    assert "  Customer: ?[2J\n  Reply: ?2J ?\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from part3_pretrain.runtime.printable import printable
 from part3_pretrain.runtime.torchrun import is_local_main_process
 
 Config = TypeVar("Config")
@@ -67,7 +68,7 @@ def first_line(error: BaseException) -> str:
 def _print_error(message: str, kind: str = "error") -> None:
     """Print one line, though a file's name may have a line break, and once on each machine, where all say the same."""
     if is_local_main_process():
-        print(f"{kind}:", *message.splitlines(), file=sys.stderr, flush=True)
+        print(f"{kind}:", *map(printable, message.splitlines()), file=sys.stderr, flush=True)
 
 
 def option(

@@ -7,13 +7,13 @@ sure, the message goes to a person instead.
 
 from __future__ import annotations
 
-import json
 import os
 import readline
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from io import TextIOWrapper
 from itertools import zip_longest
 from pathlib import Path
 from shutil import get_terminal_size
@@ -25,11 +25,12 @@ from part3_pretrain.retail.invention import invented
 from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.device import choose_device
+from part3_pretrain.runtime.printable import printable, printable_json
 from part4_sft import hand_over
 from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.encoding import PairEncoder
 from part4_sft.generation import Sampling, generate, longest_prompt, stream
-from part4_sft.terminal.screen import BOLD, DIM, styled, wrapped
+from part4_sft.terminal.screen import BOLD, DIM, columns_of, styled, wrapped
 
 NAMES = {"pretrained": "pretrained", "sft": "fine-tuned"}  # as they are shown
 GAP = "   "  # between columns
@@ -96,13 +97,13 @@ def converse(
             for name, (*_, reply) in streams.items():
                 unfounded = invented(context, reply.text)
                 values[name] = reply._asdict() | {"invented": unfounded} | rating_of(context, reply.text)
-            print(json.dumps(values, ensure_ascii=False), flush=True)
+            print(printable_json(values), flush=True)
         elif sys.stdout.isatty():
             show_side_by_side(context, streams)
         else:
-            print(f"customer: {context}")
+            print(printable(f"customer: {context}"))
             for name, (*_, reply) in streams.items():
-                print(f"{NAMES[name]}: {reply.text} {remarks(context, reply)}".rstrip())
+                print(printable(f"{NAMES[name]}: {reply.text} {remarks(context, reply)}").rstrip())
             print(flush=True)
 
 
@@ -165,7 +166,7 @@ def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None
 
 def _in_columns(texts: list[str], width: int) -> list[str]:
     rows = zip_longest(*(wrapped(text, width) for text in texts), fillvalue="")
-    return [GAP.join(cell.ljust(width) for cell in row).rstrip() for row in rows]
+    return [GAP.join(cell + " " * (width - columns_of(cell)) for cell in row).rstrip() for row in rows]
 
 
 def _redraw(lines_drawn: int, rows: list[str]) -> list[str]:
@@ -181,12 +182,18 @@ def read_messages() -> Iterator[str]:
     Typed lines can be edited, and recalled in this conversation and the next. Raises UserError where the input is of
     another encoding.
     """
-    if not sys.stdin.isatty():
-        try:
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        except UnicodeDecodeError as error:
-            raise UserError(f"the input is not {error.encoding} text", "convert it with iconv") from error
-        return
+    if isinstance(sys.stdin, TextIOWrapper):  # in some locales it would let bytes that are no text pass
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    try:
+        if sys.stdin.isatty():
+            yield from _typed_messages()
+        else:
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"the input is not {error.encoding} text", "convert it with iconv") from error
+
+
+def _typed_messages() -> Iterator[str]:
     history = Path("~/.part4_sft_history").expanduser()
     with suppress(OSError):
         readline.read_history_file(history)

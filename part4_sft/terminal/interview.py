@@ -28,13 +28,14 @@ from part3_pretrain.runtime.files import cannot_read
 from part4_sft.terminal.screen import BOLD, DIM, full_screen, read_keys, show, styled, wrapped
 
 BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "b", "s", "u", "q", " "
+ANNOTATOR = r"[\w-]{1,100}"
 COMMANDS = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}  # keys that are in the journal beside the answers
 SITTING_BEGINS = "begin"  # stands in the journal before the keys of each sitting
 
 
 def annotator(name: str) -> str:
     """Check a person's name, which becomes a part of a file's name. Raises ArgumentTypeError where it cannot be one."""
-    if not re.fullmatch(r"[\w-]{1,100}", name):
+    if not re.fullmatch(ANNOTATOR, name):
         raise ArgumentTypeError(f"{name!r} must be letters, digits, - and _")
     return name
 
@@ -108,9 +109,10 @@ def journal_of(path: Path, annotator: str) -> Path:
 
 
 def journals(path: Path) -> dict[str, Path]:
-    """Find all journals beside a file, by annotator."""
+    """Find all journals beside a file, by annotator, but those of other files whose names begin with its name."""
     paths = sorted(path.parent.glob(f"{glob.escape(path.name)}.*.jsonl"))
-    return {journal.name[len(path.name) + 1 : -len(".jsonl")]: journal for journal in paths}
+    by_name = {journal.name[len(path.name) + 1 : -len(".jsonl")]: journal for journal in paths}
+    return {name: journal for name, journal in by_name.items() if re.fullmatch(ANNOTATOR, name)}
 
 
 def replay(items: list[Item], journal: Path, choices: Iterable[str]) -> Answers:
@@ -187,7 +189,7 @@ def draw_page(item: Item | None, choices: dict[str, str], head: str, status: str
     if len(pages) > 1:
         head += f" page {page + 1} of {len(pages)}, space for the next"
     blank = [""] * (room - len(pages[page]))
-    show([styled(head[:columns], DIM), "", *pages[page], *blank, "", *foot])
+    show([styled(wrapped(head, columns)[0], DIM), "", *pages[page], *blank, "", *foot])
 
 
 def pace(times: list[float], remaining: int) -> str:

@@ -12,6 +12,7 @@ from nltk.metrics.agreement import AnnotationTask
 
 from part3_pretrain.retail.rubric import HIGH_QUALITY
 from part3_pretrain.runtime.files import locked
+from part3_pretrain.runtime.printable import printable
 from part4_sft.dataset import Pair
 from part4_sft.formats import load_pairs, relabel
 from part4_sft.terminal.interview import Item, interview, journal_of, journals, replay
@@ -31,9 +32,9 @@ def item_of(pair: Pair) -> Item:
 
 
 def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
-    """Read what the keys in each annotator's journal have come to, by annotator."""
+    """Read what the keys in each annotator's journal have come to, by annotator, but of those who rated nothing."""
     given_by = {name: replay(items, journal, CHOICES).given for name, journal in journals(path).items()}
-    return {name: {id: int(key) for id, key in given.items()} for name, given in given_by.items()}
+    return {name: {id: int(key) for id, key in given.items()} for name, given in given_by.items() if given}
 
 
 def label(path: Path, annotator: str) -> None:
@@ -47,12 +48,13 @@ def label(path: Path, annotator: str) -> None:
         interview(
             items, journal_of(path, annotator), CHOICES, title, lambda given: progress(given.values(), len(items))
         )
-    finally:
-        ratings_by_annotator = load_ratings(path, items)
-        if any(ratings_by_annotator.values()):
-            write_labels(path, ratings_by_annotator)
+    except KeyboardInterrupt:  # but not where there is no terminal, and so nothing new
+        write_labels(path, load_ratings(path, items))
+        raise
+    ratings_by_annotator = load_ratings(path, items)
+    write_labels(path, ratings_by_annotator)
     # The others' ratings are not shown: nobody should see them before their own are done.
-    print(summary(path, items, {annotator: ratings_by_annotator[annotator]}))
+    print(summary(path, items, {annotator: ratings_by_annotator.get(annotator, {})}))
 
 
 def report(path: Path) -> None:
@@ -62,7 +64,9 @@ def report(path: Path) -> None:
 
 
 def write_labels(path: Path, ratings_by_annotator: dict[str, Ratings]) -> None:
-    """Set "high_quality" in the file by the mean rating of each pair, and print how many pairs train now."""
+    """Set "high_quality" in the file by the mean rating of each pair, if any is rated, and print how many train now."""
+    if not ratings_by_annotator:
+        return
 
     def new_label(pair: Pair) -> int | None:
         id = item_of(pair).id
@@ -112,5 +116,7 @@ def summary(path: Path, items: list[Item], ratings_by_annotator: dict[str, Ratin
             lines.append(f"they differ on {len(differ):,}{most}:")
         for id in differ[:MAX_DISAGREEMENTS_SHOWN]:
             lines.append(f"\n  {name} {ratings[id]}, {other_name} {others[id]}")
-            lines += [f"  {heading}: {shorten(text, MAX_CHARACTERS_SHOWN)}" for heading, text in parts_by_id[id]]
+            lines += [
+                f"  {heading}: {printable(shorten(text, MAX_CHARACTERS_SHOWN))}" for heading, text in parts_by_id[id]
+            ]
     return "\n".join(lines)

@@ -10,8 +10,10 @@ import textwrap
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from unicodedata import category, east_asian_width
 
 from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.printable import printable
 
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _ALTERNATE_SCREEN, _MAIN_SCREEN, _CLEAR = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[2J"
@@ -47,10 +49,31 @@ def show(lines: list[str]) -> None:
     print(end=_CLEAR + "\n".join(lines), flush=True)
 
 
+def columns_of(text: str) -> int:
+    """Return how many columns a text takes: two for each Chinese letter or emoji, none for a combining accent."""
+    # U+FE0F is a mark too, but widens what it follows.
+    letters = (letter for letter in text if category(letter) not in ("Mn", "Me") or letter == "\ufe0f")
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in letters)
+
+
 def wrapped(text: str, columns: int) -> list[str]:
-    """Break the text into lines of at most so many columns; show what could steer the terminal as a question mark."""
-    printable = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
-    return [line for part in printable.split("\n") for line in textwrap.wrap(part, columns) or [""]]
+    """Break the text into lines of at most so many columns; see `printable` for what could steer the terminal."""
+    wrapper = _Wrapper(columns)
+    return [line for part in printable(text).split("\n") for line in wrapper.wrap(part) or [""]]
+
+
+class _Chunk(str):
+    def __len__(self) -> int:
+        return columns_of(self)
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Counts columns instead of characters, and may break beside each wide one, for Chinese has no spaces."""
+
+    def _split(self, text: str) -> list[str]:
+        apart = "".join(f"\0{letter}\0" if columns_of(letter) > 1 else letter for letter in text)
+        split = super()._split
+        return [_Chunk(chunk) for part in apart.split("\0") for chunk in split(part)]
 
 
 def styled(text: str, style: str) -> str:
