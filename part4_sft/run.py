@@ -21,21 +21,25 @@ from part3_pretrain.run import run as pretrain
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import deciding_options
 from part3_pretrain.runtime.device import choose_device
-from part3_pretrain.runtime.files import atomic_write, check_not_folder, check_writable
+from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part4_sft import report
 from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
-from part4_sft.dataset import save_pairs
+from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import Example, PairEncoder
-from part4_sft.evaluation import Entry, evaluate, validate
+from part4_sft.evaluation import UNSEEN_SETS, Entry, evaluate, validate
 from part4_sft.extras.lora import add_lora
 from part4_sft.extras.tensorboard import TensorBoard
+from part4_sft.formats import load_pairs
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 from part4_sft.training import History, Validate, train
 
 REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
+RESULTS = ("evaluation.json", "replies.json", "loss_curve.png", REPORT_FILE)
+UNTIDY_SETS = ("one_typo", "lower_case", "unknown_product", "unseen_message", "unseen_topic")
+RETAIL_RESULTS = ("coverage.png", *(f"replies_{name}.json" for name in (*UNSEEN_SETS, *UNTIDY_SETS)))
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
@@ -51,12 +55,14 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
     with timed("data", timing):
         data = prepare_data(config)
+        check_inputs_kept(config, data)
     with timed("pretraining", timing):
         if needs_pretraining(config):
             log(f"{config.model} is missing, so Part 3 runs first and makes it")
             pretrain(PretrainConfig(None, config.model, config.out_dir, seed=config.seed, resume=config.resume))
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
-        checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
+        weights_dtype = torch.float32 if config.shard else getattr(torch, config.dtype)
+        checkpoint = load_checkpoint(config.model, weights_dtype)
     model = checkpoint.model.to(device)
     encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
@@ -157,6 +163,29 @@ def check_outputs(config: SFTConfig) -> None:
         check_writable(config.tensorboard)
     files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
     check_not_folder(*files, config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+    check_kept([config.model], config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+
+
+def check_inputs_kept(config: SFTConfig, data: Data) -> None:
+    """Raise UserError where a file that the user named would be written over, unless by the pairs that it holds."""
+    given = given_files(config)
+    changed = [
+        path
+        for path, pairs in data_files(config, data).items()
+        if any(same_file(path, one) for one in given) and load_pairs(path) != pairs
+    ]
+    check_kept(given, *changed, *(config.out_dir / name for name in RESULTS + RETAIL_RESULTS))
+
+
+def given_files(config: SFTConfig) -> list[Path]:
+    """Return the files of pairs that the user named."""
+    return [path for path in (config.data, config.validation_data, config.test_data) if path]
+
+
+def data_files(config: SFTConfig, data: Data) -> dict[Path, list[Pair]]:
+    """Return the files of pairs that a run writes; of a stream only the beginning is in memory, so it is none."""
+    kept = {name: pairs for name, pairs in data.items() if not (config.stream and name == "sft_dataset")}
+    return {config.out_dir / f"{name}.json": pairs for name, pairs in kept.items()}
 
 
 def save(
@@ -178,11 +207,7 @@ def save(
     }
     save_checkpoint(model_file, replace(checkpoint, made_by=made_by))
     written = [model_file]
-    for name, pairs in data.items():
-        if config.stream and name == "sft_dataset":  # only its beginning is in memory
-            continue
-        save_pairs(out / f"{name}.json", pairs)
-        written.append(out / f"{name}.json")
+    written += save_data(config, data)
     contents: dict[str, Any] = {"evaluation.json": evaluation}
     for name, replies in entries.items():
         contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
@@ -196,6 +221,15 @@ def save(
         report.save_coverage(out / "coverage.png", evaluation["hand_over"])
         written.append(out / "coverage.png")
     return [*written, curve, text]
+
+
+def save_data(config: SFTConfig, data: Data) -> list[Path]:
+    """Write the pairs, but for files that the user named, whose layout may be another; return the paths."""
+    files = data_files(config, data)
+    for path, pairs in files.items():
+        if not any(same_file(path, one) for one in given_files(config)):
+            save_pairs(path, pairs)
+    return [*files]
 
 
 @contextmanager

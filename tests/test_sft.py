@@ -23,11 +23,12 @@ from tokenizers import Tokenizer
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
-from part4_sft import sft
+from part4_sft import run, sft
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
-from tests.conftest import ROOT, Command, FinishedRun, assert_refused, in_folder, weights
+from part4_sft.preparation import prepare_data
+from tests.conftest import ROOT, Command, FinishedRun, assert_refused, in_folder, not_of_retail, weights
 
 
 @pytest.fixture
@@ -242,6 +243,38 @@ def test_a_folder_in_the_place_of_a_file_is_told_before_any_training(
         (tmp_path / folder).mkdir(parents=True)
         assert_refused(command("--model", tiny_checkpoint, *in_folder(tmp_path)), f"{folder} is a folder")
         (tmp_path / folder).rmdir()
+
+
+def test_what_is_read_is_never_written_over(
+    command: Command, tiny_checkpoint: Path, made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "outputs", tmp_path / "checkpoints" / "sft_model.pt"
+    folder.mkdir()
+    for name, pairs in {
+        "sft_dataset.json": not_of_retail(made["sft_dataset"][:40]),
+        "sft_test.json": made["sft_dataset"][2:4],
+        "replies_one_typo.json": made["sft_dataset"][:2],
+    }.items():
+        save_pairs(folder / name, pairs)
+        before = (folder / name).read_bytes()
+        given = ["--model", tiny_checkpoint, *in_folder(tmp_path), "--data", folder / name]
+        assert_refused(command(*given), f"{name} is read by this run, which would write over it")
+        assert (folder / name).read_bytes() == before
+    model.parent.mkdir()
+    model.write_bytes(tiny_checkpoint.read_bytes())
+    assert_refused(command("--model", model, *in_folder(tmp_path)), "sft_model.pt is read by this run")
+
+
+def test_pairs_of_which_none_is_held_out_may_be_where_they_would_be_written_and_stay_as_they_are(
+    made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    path = tmp_path / "sft_dataset.json"
+    entry = {"context": made["sft_dataset"][0].context, "response": "Yes.", "high_quality": 1}
+    path.write_text(json.dumps([entry]))
+    config = SFTConfig(data=path, out_dir=tmp_path)
+    run.check_inputs_kept(config, prepare_data(config))
+    run.save_data(config, {"sft_dataset": load_pairs(path), "sft_test": made["sft_test"][:1]})
+    assert path.read_text() == json.dumps([entry]) and load_pairs(tmp_path / "sft_test.json") == made["sft_test"][:1]
 
 
 def test_where_the_default_checkpoint_is_missing_part_3_runs_first(
