@@ -250,7 +250,10 @@ def test_each_perturbation_changes_what_it_says_and_the_reference_stays_faultles
 
 
 def test_contexts_as_no_generator_writes_them_are_mistyped_where_that_is_possible() -> None:
-    contexts = ["The Walnut Bookshelf arrived broken.", "My walnut bookshelf arrived broken. The oak desk and the pine sofa are fine."]
+    contexts = [
+        "The Walnut Bookshelf arrived broken.",
+        "My walnut bookshelf arrived broken. The oak desk and the pine sofa are fine.",
+    ]
     pairs = [Pair(context, "Thank you.") for context in contexts]
     sets = perturbed_sets(pairs, recognise_all(pairs), seed=0)
     assert [len(pairs) for pairs, _ in sets.values()] == [1, 2, 2]
