@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ def run(config: SFTConfig) -> dict[str, Any]:
     others = f"{len(examples.validation)} others are for validation and {len(data['sft_test'])} for the test"
     log(f"{len(examples.training):,} of {examples.dataset_size:,} pairs train; {others}")
 
-    decides = deciding_options(config) | examples.digests
-    decides["the digest of the weights to begin with"] = digest_of_weights(model)
+    digest = digest_of_weights(model)
+    decides = deciding_options(config) | examples.digests | {
+        "the digest of the weights to begin with": digest,
+        "the shape of the model": json.dumps(asdict(model.config)),
+        "the digest of the tokenizer": sha256(checkpoint.tokenizer.to_str().encode()).hexdigest(),
+    }
     with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
         validate_epoch = partial(validate, model, encoder, data["sft_validation"], examples.validation, config)
         with timed("fine_tuning", timing):
@@ -83,7 +88,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
                 pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
                 scores, entries = evaluate(pretrained, model, encoder, data, config)
-            if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL:  # of the retail world, and small
+            # Of the retail world, small, and with all training pairs in memory.
+            if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL and not config.stream:
                 with timed("controls", timing):
                     scores["controls"] = run_controls(pretrained, model, encoder, data, entries["test"], config)
             evaluation = (
