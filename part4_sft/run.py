@@ -20,7 +20,7 @@ from part3_pretrain.config import PretrainConfig
 from part3_pretrain.model import Transformer
 from part3_pretrain.run import run as pretrain
 from part3_pretrain.runtime import distributed
-from part3_pretrain.runtime.cli import deciding_options
+from part3_pretrain.runtime.cli import UserError, deciding_options
 from part3_pretrain.runtime.device import choose_device
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part3_pretrain.runtime.log import log
@@ -62,8 +62,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             log(f"{config.model} is missing, so Part 3 runs first and makes it")
             pretrain(PretrainConfig(None, config.model, config.out_dir, seed=config.seed, resume=config.resume))
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
-        weights_dtype = torch.float32 if config.shard else getattr(torch, config.dtype)
-        checkpoint = load_checkpoint(config.model, weights_dtype)
+        checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
     model = checkpoint.model.to(device)
     encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
@@ -73,11 +72,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     log(f"{len(examples.training):,} of {examples.dataset_size:,} pairs train; {others}")
 
     digest = digest_of_weights(model)
-    decides = deciding_options(config) | examples.digests | {
-        "the digest of the weights to begin with": digest,
-        "the shape of the model": json.dumps(asdict(model.config)),
-        "the digest of the tokenizer": sha256(checkpoint.tokenizer.to_str().encode()).hexdigest(),
-    }
+    decides = deciding_options(config) | examples.digests | describe_start(checkpoint, digest)
     with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
         validate_epoch = partial(validate, model, encoder, data["sft_validation"], examples.validation, config)
         with timed("fine_tuning", timing):
@@ -85,8 +80,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
-                # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
-                pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
+                pretrained = load_pretrained(config, model, digest)
                 scores, entries = evaluate(pretrained, model, encoder, data, config)
             # Of the retail world, small, and with all training pairs in memory.
             if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL and not config.stream:
@@ -105,9 +99,32 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 }
             )
             if distributed.rank() == 0:
-                written = save(checkpoint, evaluation, entries, data, config)
+                written = save(checkpoint, digest, evaluation, entries, data, config)
                 report.print_summary(evaluation, written)
     return evaluation
+
+
+def describe_start(checkpoint: Checkpoint, digest: str) -> dict[str, str]:
+    """Return what decides a training besides options and pairs, by names for messages; `digest` is of the weights."""
+    return {
+        "the digest of the weights to begin with": digest,
+        "the shape of the model": json.dumps(asdict(checkpoint.model.config)),
+        "the digest of the tokenizer": sha256(checkpoint.tokenizer.to_str().encode()).hexdigest(),
+    }
+
+
+def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Transformer:
+    """Read again what the fine-tuned model was made from, and put it on the same device.
+
+    It is read now that gradients and moments have gone, rather than kept in memory beside them. Raises UserError where
+    it is not what the digest is of.
+    """
+    weight = model.embed_tokens.weight
+    pretrained = load_checkpoint(config.model, torch.float32 if config.shard else weight.dtype).model
+    if digest_of_weights(pretrained) != digest:
+        cure = "put back what it was; the same command with --resume goes on"
+        raise UserError(f"{config.model} has been changed since the training began", cure)
+    return pretrained.to(weight.device, getattr(torch, config.dtype))
 
 
 def fine_tune(
@@ -196,6 +213,7 @@ def data_files(config: SFTConfig, data: Data) -> dict[Path, list[Pair]]:
 
 def save(
     checkpoint: Checkpoint,
+    digest: str,
     evaluation: dict[str, Any],
     entries: dict[str, list[Entry]],
     data: Data,
@@ -206,6 +224,7 @@ def save(
     model_file, curve, text = config.checkpoint_dir / MODEL_FILE, out / "loss_curve.png", out / REPORT_FILE
     made_by = {
         "from": str(config.model),
+        "digest": digest,  # of the weights to begin with
         "settings": evaluation["config"],
         "dataset": evaluation["dataset"],
         "results": {author: evaluation[author] for author in ("pretrained", "sft")},
@@ -226,6 +245,9 @@ def save(
     if "curve" in evaluation.get("hand_over", {}):
         report.save_coverage(out / "coverage.png", evaluation["hand_over"])
         written.append(out / "coverage.png")
+    for name in RETAIL_RESULTS:  # those of an earlier run are of another model
+        if out / name not in written:
+            (out / name).unlink(missing_ok=True)
     return [*written, curve, text]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyte
 import pytest
 
-from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail.invention import invented
 from part3_pretrain.runtime.cli import UserError
@@ -140,6 +140,17 @@ def test_replies_grow_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     left, right = "\n".join(line[:40] for line in lines), " ".join(line[40:].rstrip() for line in lines)
     assert re.findall(r"word\d+", left) == words and left.startswith("pretrained")  # nothing is there twice
     assert left.count("(rated 1.0;") == 1 and right.startswith("fine-tuned I am sorry. (rated 1.6; does not name")
+
+
+def test_a_base_that_is_another_than_in_the_fine_tuning_is_told(
+    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, path = load_checkpoint(finished_run.checkpoint), tmp_path / "sft.pt"
+    checkpoint.made_by["digest"] = "of another"
+    save_checkpoint(path, checkpoint)
+    for model in (finished_run.checkpoint, path):
+        load_models(model, None, None, 12, "cpu")
+        assert ("has been changed since" in capsys.readouterr().err) == (model == path)
 
 
 @pytest.mark.slow
