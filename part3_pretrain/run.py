@@ -25,7 +25,7 @@ from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, deciding_options, flag
 from part3_pretrain.runtime.device import choose_device
-from part3_pretrain.runtime.files import atomic_write, cannot_read, check_not_folder
+from part3_pretrain.runtime.files import atomic_write, cannot_read, check_kept, check_not_folder
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
 from part3_pretrain.tokenizer import train_tokenizer
@@ -44,14 +44,16 @@ def run(config: PretrainConfig) -> None:
     another run.
     """
     device = choose_device(config.device)
-    picture, state_file = config.out_dir / "pretraining_loss_curve.png", config.checkpoint.with_suffix(".state.pt")
-    check_not_folder(config.checkpoint, picture, state_file)
+    check_not_folder(config.checkpoint)
+    picture, state_path = config.out_dir / "pretraining_loss_curve.png", state_file(config.checkpoint)
+    check_not_folder(picture, state_path)
+    check_kept(config.corpus or [], config.checkpoint, picture, state_path)
     texts = read_corpus(config)
     decides = deciding_options(config)
     made_by = {name: value for name, value in vars(config).items() if flag(name) in decides}
     made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail documents"
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
-    with TrainingState(state_file, decides, config.save_every, config.resume) as state:
+    with TrainingState(state_path, decides, config.save_every, config.resume) as state:
         model, tokenizer, losses = pretrain(texts, config, state, device)
         with distributed.unsharded(model):
             if distributed.rank() == 0:
@@ -59,6 +61,11 @@ def run(config: PretrainConfig) -> None:
                 save_loss_curve(picture, losses)
     log(f"pretraining ended at a loss of {recent_mean(losses):.3f} nats per token")
     log(f"written: {config.checkpoint}, {picture}")
+
+
+def state_file(checkpoint: Path) -> Path:
+    """Return where an interrupted training of this checkpoint is kept."""
+    return checkpoint.with_name(checkpoint.name.removesuffix(".pt") + ".state.pt")
 
 
 def read_corpus(config: PretrainConfig) -> list[str]:

@@ -97,7 +97,7 @@ def encode_data(config: SFTConfig, data: Data, encoder: PairEncoder) -> EncodedD
         UserError: a response of any set is too long.
     """
     # The test pairs too: of one that does not fit, it is better to hear now than after the training.
-    sets = {"validation": data["sft_validation"], "test": data["sft_test"]}
+    sets = {name.removeprefix("sft_"): pairs for name, pairs in data.items() if name != "sft_dataset"}
     digests = {f"the digest of {name}": digest(pairs) for name, pairs in data.items()}
     if config.stream and config.data:
         validation = encoder.encode_sets(sets)["validation"]

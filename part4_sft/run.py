@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,28 @@ from part3_pretrain.config import PretrainConfig
 from part3_pretrain.model import Transformer
 from part3_pretrain.run import run as pretrain
 from part3_pretrain.runtime import distributed
-from part3_pretrain.runtime.cli import deciding_options
+from part3_pretrain.runtime.cli import UserError, deciding_options
 from part3_pretrain.runtime.device import choose_device
-from part3_pretrain.runtime.files import atomic_write, check_not_folder, check_writable
+from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
 from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
-from part4_sft.dataset import save_pairs
+from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import Example, PairEncoder
-from part4_sft.evaluation import Entry, evaluate, validate
+from part4_sft.evaluation import UNSEEN_SETS, Entry, evaluate, validate
 from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
+from part4_sft.formats import load_pairs
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 from part4_sft.training import History, Validate, train
 
 REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
+RESULTS = ("evaluation.json", "replies.json", "loss_curve.png", REPORT_FILE)
+UNTIDY_SETS = ("one_typo", "lower_case", "unknown_product", "unseen_message", "unseen_topic")
+RETAIL_RESULTS = ("coverage.png", *(f"replies_{name}.json" for name in (*UNSEEN_SETS, *UNTIDY_SETS)))
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
@@ -54,6 +59,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
 
     with timed("data", timing):
         data = prepare_data(config)
+        check_inputs_kept(config, data)
     with timed("pretraining", timing):
         if needs_pretraining(config):
             log(f"{config.model} is missing, so Part 3 runs first and makes it")
@@ -69,8 +75,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
     others = f"{len(examples.validation)} others are for validation and {len(data['sft_test'])} for the test"
     log(f"{len(examples.training):,} of {examples.dataset_size:,} pairs train; {others}")
 
-    decides = deciding_options(config) | examples.digests
-    decides["the digest of the weights to begin with"] = digest_of_weights(model)
+    digest = digest_of_weights(model)
+    decides = deciding_options(config) | examples.digests | describe_start(checkpoint, digest)
     with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
         validation = data["sft_validation"], examples.validation
         validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
@@ -79,29 +85,42 @@ def run(config: SFTConfig) -> dict[str, Any]:
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
-                # Read again, now that gradients and moments have gone, rather than kept in memory beside them.
-                pretrained = load_checkpoint(config.model, getattr(torch, config.dtype)).model.to(device)
+                pretrained = load_pretrained(config, model, digest)
                 scores, entries = evaluate(pretrained, model, encoder, data, config)
-            if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL:  # of the retail world, and small
+            # Of the retail world, small, and with all training pairs in memory.
+            if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL and not config.stream:
                 with timed("controls", timing):
                     scores["controls"] = run_controls(pretrained, model, encoder, data, entries["test"], config)
-            evaluation = (
-                describe_run(config, model, data, examples, timing)
-                | scores
-                | {
-                    "by_epoch": history.by_epoch,
-                    "steps": {
-                        "loss": [step.loss for step in history.steps],
-                        "gradient_norm": [step.gradient_norm for step in history.steps],
-                    },
-                    "examples": entries["test"][:8],
-                }
-            )
+            evaluation = describe_run(config, model, data, examples, timing) | scores | describe_training(history)
+            evaluation["examples"] = entries["test"][:8]
             trained = replace(checkpoint, model=whole(model))
             if distributed.rank() == 0:
-                written = save(trained, evaluation, entries, data, config)
+                written = save(trained, digest, evaluation, entries, data, config)
                 report.print_summary(evaluation, written)
     return evaluation
+
+
+def describe_start(checkpoint: Checkpoint, digest: str) -> dict[str, str]:
+    """Return what decides a training besides options and pairs, by names for messages; `digest` is of the weights."""
+    return {
+        "the digest of the weights to begin with": digest,
+        "the shape of the model": json.dumps(asdict(checkpoint.model.config)),
+        "the digest of the tokenizer": sha256(checkpoint.tokenizer.to_str().encode()).hexdigest(),
+    }
+
+
+def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Transformer:
+    """Read again what the fine-tuned model was made from, and put it on the same device.
+
+    It is read now that gradients and moments have gone, rather than kept in memory beside them. Raises UserError where
+    it is not what the digest is of.
+    """
+    dtype = getattr(torch, config.dtype)
+    pretrained = load_checkpoint(config.model, torch.float32 if config.shard else dtype).model
+    if digest_of_weights(pretrained) != digest:
+        cure = "put back what it was; the same command with --resume goes on"
+        raise UserError(f"{config.model} has been changed since the training began", cure)
+    return pretrained.to(model.embed_tokens.weight.device, dtype)
 
 
 def fine_tune(
@@ -162,6 +181,12 @@ def describe_run(
     }
 
 
+def describe_training(history: History) -> dict[str, Any]:
+    """Return the part of `evaluation.json` that tells how the fine-tuning went, by epoch and by step."""
+    steps = {name: [getattr(step, name) for step in history.steps] for name in ("loss", "gradient_norm")}
+    return {"by_epoch": history.by_epoch, "steps": steps}
+
+
 def count_parameters(model: Transformer) -> int:
     """Return how many numbers the model has learnt, those that two layers share once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -177,10 +202,34 @@ def check_outputs(config: SFTConfig) -> None:
         check_writable(config.tensorboard)
     files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
     check_not_folder(*files, config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+    check_kept([config.model], config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+
+
+def check_inputs_kept(config: SFTConfig, data: Data) -> None:
+    """Raise UserError where a file that the user named would be written over, unless by the pairs that it holds."""
+    given = given_files(config)
+    changed = [
+        path
+        for path, pairs in data_files(config, data).items()
+        if any(same_file(path, one) for one in given) and load_pairs(path) != pairs
+    ]
+    check_kept(given, *changed, *(config.out_dir / name for name in RESULTS + RETAIL_RESULTS))
+
+
+def given_files(config: SFTConfig) -> list[Path]:
+    """Return the files of pairs that the user named."""
+    return [path for path in (config.data, config.validation_data, config.test_data) if path]
+
+
+def data_files(config: SFTConfig, data: Data) -> dict[Path, list[Pair]]:
+    """Return the files of pairs that a run writes; of a stream only the beginning is in memory, so it is none."""
+    kept = {name: pairs for name, pairs in data.items() if not (config.stream and name == "sft_dataset")}
+    return {config.out_dir / f"{name}.json": pairs for name, pairs in kept.items()}
 
 
 def save(
     checkpoint: Checkpoint,
+    digest: str,
     evaluation: dict[str, Any],
     entries: dict[str, list[Entry]],
     data: Data,
@@ -191,6 +240,7 @@ def save(
     model_file, curve, text = config.checkpoint_dir / MODEL_FILE, out / "loss_curve.png", out / REPORT_FILE
     made_by = {
         "from": str(config.model),
+        "digest": digest,  # of the weights to begin with
         "settings": evaluation["config"],
         "dataset": evaluation["dataset"],
         "results": {author: evaluation[author] for author in ("pretrained", "sft")},
@@ -198,11 +248,7 @@ def save(
     }
     save_checkpoint(model_file, replace(checkpoint, made_by=made_by))
     written = [model_file]
-    for name, pairs in data.items():
-        if config.stream and name == "sft_dataset":  # only its beginning is in memory
-            continue
-        save_pairs(out / f"{name}.json", pairs)
-        written.append(out / f"{name}.json")
+    written += save_data(config, data)
     contents: dict[str, Any] = {"evaluation.json": evaluation}
     for name, replies in entries.items():
         contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
@@ -215,7 +261,19 @@ def save(
     if "curve" in evaluation.get("hand_over", {}):
         report.save_coverage(out / "coverage.png", evaluation["hand_over"])
         written.append(out / "coverage.png")
+    for name in RETAIL_RESULTS:  # those of an earlier run are of another model
+        if out / name not in written:
+            (out / name).unlink(missing_ok=True)
     return [*written, curve, text]
+
+
+def save_data(config: SFTConfig, data: Data) -> list[Path]:
+    """Write the pairs, but for files that the user named, whose layout may be another; return the paths."""
+    files = data_files(config, data)
+    for path, pairs in files.items():
+        if not any(same_file(path, one) for one in given_files(config)):
+            save_pairs(path, pairs)
+    return [*files]
 
 
 @contextmanager

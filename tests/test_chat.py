@@ -12,7 +12,7 @@ from typing import Any
 import pyte
 import pytest
 
-from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail.invention import invented
 from part3_pretrain.runtime.cli import UserError
@@ -171,6 +171,17 @@ def test_columns_stand_where_they_should_beside_letters_that_are_wide(capsys: py
     rows = capsys.readouterr().out.rpartition("\x1b[J")[2].splitlines()
     assert max(map(columns_of, rows)) < 80 and rows[1].startswith("ん。申し訳ございません。")
     assert columns_of(rows[0].partition("I am sorry.")[0]) == 40
+
+
+def test_a_base_that_is_another_than_in_the_fine_tuning_is_told(
+    finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, path = load_checkpoint(finished_run.checkpoint), tmp_path / "sft.pt"
+    checkpoint.made_by["digest"] = "of another"
+    save_checkpoint(path, checkpoint)
+    for model in (finished_run.checkpoint, path):
+        load_models(model, None, None, 12, "cpu")
+        assert ("has been changed since" in capsys.readouterr().err) == (model == path)
 
 
 @pytest.mark.slow

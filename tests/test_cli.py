@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from part3_pretrain.runtime import cli
 from part3_pretrain.runtime.cli import UserError, at_least, option
@@ -123,6 +124,34 @@ def test_a_reader_that_stops_is_no_mistake() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "stdout", "stderr"),
+    [
+        ("> /dev/full", 2, "", "error: cannot write the output: No space left on device; "),
+        (">&-", 0, "", ""),
+        ("", 0, "\\xe9\n", ""),
+    ],
+)
+def test_an_output_that_takes_no_text_gives_no_traceback(
+    redirection: str, status: int, stdout: str, stderr: str
+) -> None:
+    code = 'from part3_pretrain.runtime.cli import exit_status; exit(exit_status(lambda: print("é", flush=True)))'
+    shell = f"PYTHONIOENCODING=ascii '{sys.executable}' -c '{code}' {redirection}"
+    done = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, stdout)
+    assert done.stderr.startswith(stderr) and done.stderr.count("\n") == bool(stderr)
+
+
+def test_too_little_memory_names_the_options_that_need_less(run_main: Command) -> None:
+
+    outcome = run_main(Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")))
+    assert_refused(outcome, "--gradient-checkpointing")
+    with pytest.raises(RuntimeError):
+        run_main(Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(OSError, match="a bug"):
+        run_main(Mock(side_effect=OSError("a bug")))
 
 
 def test_the_message_of_a_library_is_cut_to_its_first_line() -> None:

@@ -98,6 +98,18 @@ def test_shuffled_responses_are_the_same_ones_and_none_is_where_it_was(made: dic
     )
 
 
+def test_a_fine_tuning_of_the_controls_has_the_rank_of_the_run(
+    tiny_model: Transformer, encoder: PairEncoder, made: dict[str, list[Pair]]
+) -> None:
+    config = replace(CONFIG, lora_rank=1, learning_rate=1e-2)
+    tuned = controls.fine_tune(tiny_model, encoder, made["sft_dataset"][:2], config)
+    assert torch.equal(tuned.embed_tokens.weight, tiny_model.embed_tokens.weight)
+    before, after = dict(tiny_model.named_parameters()), dict(tuned.named_parameters())
+    assert before.keys() == after.keys()
+    change = after["layers.0.mlp.up_proj.weight"] - before["layers.0.mlp.up_proj.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) == 1
+
+
 def test_six_intents_are_left_out_and_only_they_are_tested(
     tiny_model: Transformer, encoder: PairEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,10 +117,10 @@ def test_the_pairs_that_train_are_encoded_and_a_test_response_that_is_too_long_i
     encoder: PairEncoder, made: dict[str, list[Pair]]
 ) -> None:
     data = {"sft_dataset": made["sft_dataset"][498:503], "sft_validation": made["sft_validation"][:1]}
-    data["sft_test"] = [Pair("Hello", "Too long. " * 999)]
-    with pytest.raises(UserError, match="too many for 512 tokens"):
-        encode_data(SFTConfig(), data, encoder)
     data["sft_test"] = made["sft_test"][:1]
+    for name in ("sft_test", "sft_test_unseen_phrase"):
+        with pytest.raises(UserError, match="too many for 512 tokens"):
+            encode_data(SFTConfig(), data | {name: [Pair("Hello", "Too long. " * 999)]}, encoder)
     encoded = encode_data(SFTConfig(), data, encoder)
     assert encoded.training == encoder.encode_all(data["sft_dataset"][:2]) and encoded.dataset_size == 5
     assert encoded.validation == encoder.encode_all(data["sft_validation"])

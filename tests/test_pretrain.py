@@ -176,6 +176,26 @@ def test_a_gradient_that_is_not_finite_ends_the_training_and_the_state_before_it
     assert all(weight.isfinite().all() for weight in saved["model"].values())
 
 
+@pytest.mark.parametrize("name", ["base.pt", "base.state.pt", "pretraining_loss_curve.png"])
+def test_a_corpus_is_not_written_over(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious")
+    config = replace(CONFIG, corpus=[tmp_path / name], checkpoint=tmp_path / "base.pt", out_dir=tmp_path)
+    with pytest.raises(UserError, match="is read by this run, which would write over it"):
+        run.run(config)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_checkpoint_that_is_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        run.run(replace(CONFIG, checkpoint=Path(name)))
+
+
+def test_each_checkpoint_has_a_state_file_of_its_own() -> None:
+    names = [str(run.state_file(Path(name))) for name in ("a/base.pt", "base-1.5", "base-1.7")]
+    assert names == ["a/base.state.pt", "base-1.5.state.pt", "base-1.7.state.pt"]
+
+
 def test_the_smoothed_curve_is_the_mean_of_the_losses_so_far_weighted_towards_the_last() -> None:
     assert smoothed([3.0] * 5) == pytest.approx([3] * 5)
     assert smoothed([4.0, 1.0], decay=0.5) == pytest.approx([4, 2])  # (1 * 4 + 2 * 1) / 3

@@ -23,11 +23,14 @@ from tokenizers import Tokenizer
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
-from part4_sft import sft
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.training_state import digest_of_weights
+from part4_sft import run, sft
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
-from tests.conftest import ROOT, Command, FinishedRun, assert_refused, in_folder, weights
+from part4_sft.preparation import prepare_data
+from tests.conftest import ROOT, Command, FinishedRun, assert_refused, in_folder, not_of_retail, weights
 
 
 @pytest.fixture
@@ -54,6 +57,7 @@ def test_the_data_files_hold_what_was_given_and_what_was_made(
 ) -> None:
     assert load_pairs(finished_run.out / "sft_test.json") == made["sft_test"][:10]
     assert len(load_pairs(finished_run.out / "sft_dataset.json")) == 24
+    assert {path.name for path in finished_run.out.glob("replies_*")} | {"coverage.png"} == {*run.RETAIL_RESULTS}
     for name in ("sft_test_unseen_wording", "sft_test_unseen_phrase"):  # also: another process makes the same
         assert load_pairs(finished_run.out / f"{name}.json") == made[name]
 
@@ -163,7 +167,14 @@ def test_a_second_run_gives_the_same_weights_and_replies(
 def test_anybodys_pairs_and_a_hugging_face_model(
     command: Command, tiny_model: Transformer, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """No retail world, so no rubric anywhere; a tenth of the contexts for the test and another for validation."""
+    """No retail world, so no rubric anywhere; a tenth of the contexts for the test and another for validation.
+
+    What a run of the retail world left goes away.
+    """
+    out = tmp_path / "outputs"
+    out.mkdir()
+    for name in ("replies_one_typo.json", "coverage.png"):
+        (out / name).write_text("of another model")
     write_folder(tmp_path / "model", Checkpoint(tiny_model, tokenizer, {}))
     entries = [{"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(30)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, entries)))
@@ -174,7 +185,7 @@ def test_anybodys_pairs_and_a_hugging_face_model(
     slow = complained.startswith("note: this processor has no instructions for bfloat16")
     assert status == 0 and complained.count("\n") == slow
 
-    out = tmp_path / "outputs"
+    assert [path.name for path in out.glob("*") if path.name in run.RETAIL_RESULTS] == []
     sizes = {"sft_dataset": 24, "sft_test": 3, "sft_validation": 3}
     sets = {name: load_pairs(out / f"{name}.json") for name in sizes}
     assert {name: len(pairs) for name, pairs in sets.items()} == sizes
@@ -242,6 +253,46 @@ def test_a_folder_in_the_place_of_a_file_is_told_before_any_training(
         (tmp_path / folder).mkdir(parents=True)
         assert_refused(command("--model", tiny_checkpoint, *in_folder(tmp_path)), f"{folder} is a folder")
         (tmp_path / folder).rmdir()
+
+
+def test_what_is_read_is_never_written_over(
+    command: Command, tiny_checkpoint: Path, made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "outputs", tmp_path / "checkpoints" / "sft_model.pt"
+    folder.mkdir()
+    for name, pairs in {
+        "sft_dataset.json": not_of_retail(made["sft_dataset"][:40]),
+        "sft_test.json": made["sft_dataset"][2:4],
+        "replies_one_typo.json": made["sft_dataset"][:2],
+    }.items():
+        save_pairs(folder / name, pairs)
+        before = (folder / name).read_bytes()
+        given = ["--model", tiny_checkpoint, *in_folder(tmp_path), "--data", folder / name]
+        assert_refused(command(*given), f"{name} is read by this run, which would write over it")
+        assert (folder / name).read_bytes() == before
+    model.parent.mkdir()
+    model.write_bytes(tiny_checkpoint.read_bytes())
+    assert_refused(command("--model", model, *in_folder(tmp_path)), "sft_model.pt is read by this run")
+
+
+def test_pairs_of_which_none_is_held_out_may_be_where_they_would_be_written_and_stay_as_they_are(
+    made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    path = tmp_path / "sft_dataset.json"
+    entry = {"context": made["sft_dataset"][0].context, "response": "Yes.", "high_quality": 1}
+    path.write_text(json.dumps([entry]))
+    config = SFTConfig(data=path, out_dir=tmp_path)
+    run.check_inputs_kept(config, prepare_data(config))
+    run.save_data(config, {"sft_dataset": load_pairs(path), "sft_test": made["sft_test"][:1]})
+    assert path.read_text() == json.dumps([entry]) and load_pairs(tmp_path / "sft_test.json") == made["sft_test"][:1]
+
+
+def test_a_model_that_changes_while_it_is_fine_tuned_is_not_compared_with(tiny_checkpoint: Path) -> None:
+    config, model = SFTConfig(model=tiny_checkpoint), load_checkpoint(tiny_checkpoint).model
+    again = run.load_pretrained(config, model, digest_of_weights(model))
+    assert torch.equal(weights(again), weights(model))
+    with pytest.raises(UserError, match="has been changed since the training began"):
+        run.load_pretrained(config, model, "of what it was")
 
 
 def test_where_the_default_checkpoint_is_missing_part_3_runs_first(

@@ -163,6 +163,8 @@ def test_a_run_with_a_stream_is_the_run_without(
         status, printed, complained = run_main(sft.main, *options, *in_folder(out), *more)
         assert status == 0 and "trained on 30 of 30 pairs" in printed, complained
         assert "note: 1 of 30 contexts of the training set are too long" in complained
-        steps.append(json.loads((out / "outputs" / "evaluation.json").read_text())["steps"])
+        evaluation = json.loads((out / "outputs" / "evaluation.json").read_text())
+        steps.append(evaluation["steps"])
+        assert ("controls" in evaluation) == (not more)  # they need all training pairs in memory
         assert (out / "outputs" / "sft_dataset.json").exists() == (not more)
     assert steps[0] == steps[1]

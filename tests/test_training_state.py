@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +230,21 @@ def test_another_setting_data_or_model_is_refused_by_name_and_nothing_is_lost(
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint.model.norm.weight.data[0] += 0.5
     save_checkpoint(changed, checkpoint)
+    reshaped, retokenised = tmp_path / "reshaped.pt", tmp_path / "retokenised.pt"
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    checkpoint.tokenizer.add_special_tokens([checkpoint.tokenizer.id_to_token(300)])
+    save_checkpoint(retokenised, checkpoint)
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    checkpoint.model.config = replace(checkpoint.model.config, rope_theta=5e5)
+    save_checkpoint(reshaped, checkpoint)
     options = [*sft_options, *in_folder(tmp_path), "--resume"]
     for option, value, complaint in (
         ("--temperature", 0, "--temperature was 0.4 and is 0.0"),
         ("--data", others, "the digest of sft_dataset was"),
         ("--test-data", others, "the digest of sft_test was"),
         ("--model", changed, "the digest of the weights to begin with was"),
+        ("--model", reshaped, "the shape of the model was"),
+        ("--model", retokenised, "the digest of the tokenizer was"),
     ):
         outcome = run_main(sft.main, *options, option, value)
         assert_refused(outcome, f"{state} cannot be resumed: {complaint}")

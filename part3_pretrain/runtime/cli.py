@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -40,12 +42,29 @@ def exit_status(main: Callable[[], None]) -> int:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    if sys.stdout is None:  # closed, as by >&-
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no é gets \\xe9
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain when it exits
+        _discard_output()
         return 141
+    except OSError as error:
+        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        _discard_output()  # files that a command writes itself end in a UserError
+        cause = f"cannot write the output: {error.strerror}"
+        _print_error(str(UserError(cause, "make room or choose another place")))
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without an import of torch
+            raise
+        cure = "more --gradient-accumulation-steps, --gradient-checkpointing or --dtype bfloat16 need less"
+        _print_error(str(UserError("the GPU has too little memory", cure)))
+        return 2
     except UserError as error:
         _print_error(str(error))
         return 2
@@ -57,6 +76,11 @@ def exit_status(main: Callable[[], None]) -> int:
         _print_error(str(interrupt) or "nothing half-written was left behind", kind="interrupted")
         return 143 if isinstance(interrupt, Terminated) else 130
     return 0
+
+
+def _discard_output() -> None:
+    """Let what has not been written go nowhere, else Python would complain when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def first_line(error: BaseException) -> str:

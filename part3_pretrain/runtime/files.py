@@ -89,6 +89,18 @@ def check_not_folder(*paths: Path) -> None:
             raise UserError(cause, "move it or choose another")
 
 
+def same_file(path: Path, other: Path) -> bool:
+    """Return whether both names are there and mean one file."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
+def check_kept(read: list[Path], *written: Path) -> None:
+    """Raise UserError where a file that is to be read is one that is to be written."""
+    for path in written:
+        if any(same_file(path, other) for other in read):
+            raise UserError(f"{path} is read by this run, which would write over it", "choose another place to write")
+
+
 def check_writable(*folders: Path) -> None:
     """Make the folders where they are missing. Raise UserError where one cannot be written to."""
     for folder in folders:

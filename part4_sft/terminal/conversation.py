@@ -25,7 +25,9 @@ from part3_pretrain.retail.invention import invented
 from part3_pretrain.retail.rubric import rate, recognise
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.device import choose_device
+from part3_pretrain.runtime.log import note
 from part3_pretrain.runtime.printable import printable, printable_json
+from part3_pretrain.runtime.training_state import digest_of_weights
 from part4_sft import hand_over
 from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from part4_sft.encoding import PairEncoder
@@ -70,8 +72,13 @@ def load_models(
         base = Path(sft.made_by["from"])
     template = template or settings.get("prompt_template", DEFAULT_TEMPLATE)
     max_length = settings.get("max_length", SFTConfig.max_length)
+    pretrained = load_checkpoint(base)
+    # The digest is of weights in the number format of the run.
+    is_comparable = settings.get("dtype") == "float32" and str(base) == sft.made_by.get("from")
+    if is_comparable and sft.made_by.get("digest") not in (None, digest_of_weights(pretrained.model)):
+        note(f"{base} has been changed since {path} was made of it")
     models = {}
-    for name, checkpoint in {"pretrained": load_checkpoint(base), "sft": sft}.items():
+    for name, checkpoint in {"pretrained": pretrained, "sft": sft}.items():
         encoder = PairEncoder.for_checkpoint(checkpoint, template, max_length, max_new_tokens)
         models[name] = checkpoint.model.to(device).eval(), encoder
     return models, sft.made_by.get("hand_over", 0.0)
