@@ -91,9 +91,10 @@ def _read_settings(path: Path) -> Any:
 def _read_text(path: Path) -> str:
     """Return what a text file holds. Raise UserError, before it is read, where that cannot be genuine."""
     try:
-        if not S_ISREG(path.stat().st_mode):  # a pipe, say, would be waited for
+        status = path.stat()
+        if not S_ISREG(status.st_mode):  # a pipe, say, would be waited for
             raise UserError(f"{path} is not a file", "copy it anew")
-        if path.stat().st_size > MAX_TEXT_BYTES:
+        if status.st_size > MAX_TEXT_BYTES:
             raise UserError(f"{path} is longer than {MAX_TEXT_BYTES >> 20} MiB, too long to be genuine", "copy it anew")
         return path.read_text(encoding="utf-8")
     except OSError as error:

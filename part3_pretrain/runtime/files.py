@@ -22,12 +22,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises UserError where it cannot be written, as on a full disk; what was there before stays.
     """
     target = Path(os.path.realpath(path))
-    # Always the same name, so that what a killed process left is overwritten; its suffix tells matplotlib the format.
+    # Always the same name, so that what a killed process left is removed; its suffix tells matplotlib the format.
     temporary = target.with_name(f".partial.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         if target.exists():
-            temporary.touch(mode=0o600)
+            temporary.touch(mode=0o600)  # for nobody else, from its first byte on
         yield temporary
         if target.exists():
             shutil.copymode(target, temporary)

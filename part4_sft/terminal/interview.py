@@ -28,8 +28,8 @@ from part3_pretrain.runtime.files import cannot_read
 from part4_sft.terminal.screen import BOLD, DIM, full_screen, read_keys, show, styled, wrapped
 
 BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "b", "s", "u", "q", " "
-ANNOTATOR = r"[\w-]{1,100}"
 COMMANDS = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}  # keys that are in the journal beside the answers
+ANNOTATOR = r"[\w-]{1,100}"  # names that can be a part of a file's
 SITTING_BEGINS = "begin"  # stands in the journal before the keys of each sitting
 
 
