@@ -16,6 +16,7 @@ from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail.invention import invented
 from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.printable import printable
 from part4_sft import chat, hand_over
 from part4_sft.terminal.conversation import Reply, load_models, read_messages, show_side_by_side
 from part4_sft.terminal.screen import columns_of
@@ -84,7 +85,7 @@ def test_every_line_of_a_program_is_answered(
     asked, pretrained, sft, blank, hello, *_, end = printed.split("\n")
     assert (status, asked, blank, hello, end) == (0, f"customer: {CONTEXT}", "", "customer: Hello", "")
     rated = f"(rated {first['sft']['rating']:.1f}; {'; '.join(first['sft']['faults'])})"
-    assert sft == f"fine-tuned: {first['sft']['text']} {rated}" and pretrained.startswith("pretrained: ")
+    assert sft == f"fine-tuned: {printable(first['sft']['text'])} {rated}" and pretrained.startswith("pretrained: ")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -169,7 +169,7 @@ def test_no_ideal_reply_is_likelier_and_none_agrees_better_than_the_likeliest(ma
     bound = compute_instruction_following_metrics(likeliest.texts, references)
     for seed in range(3):
         others = compute_instruction_following_metrics(second_ideal_replies(scenarios, seed).texts, references)
-        assert bound["bleu"] > others["bleu"] + 0.1 and bound["rouge_l"] > others["rouge_l"] + 0.05
+        assert bound["bleu"] > others["bleu"] + 0.08 and bound["rouge_l"] > others["rouge_l"] + 0.05
 
 
 def test_every_test_set_is_evaluated_with_its_own_settings(
