@@ -17,33 +17,26 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.model import Transformer
 from part3_pretrain.run import run as pretrain
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, deciding_options
 from part3_pretrain.runtime.device import choose_device
-from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
-from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig, needs_pretraining
+from part4_sft.config import STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
-from part4_sft.dataset import Pair, save_pairs
 from part4_sft.encoding import Example, PairEncoder
-from part4_sft.evaluation import UNSEEN_SETS, Entry, evaluate, validate
+from part4_sft.evaluation import evaluate, validate
 from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
-from part4_sft.formats import load_pairs
+from part4_sft.outputs import check_inputs_kept, check_outputs, save
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 from part4_sft.training import History, Validate, train
-
-REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
-RESULTS = ("evaluation.json", "replies.json", "loss_curve.png", REPORT_FILE)
-UNTIDY_SETS = ("one_typo", "lower_case", "unknown_product", "unseen_message", "unseen_topic")
-RETAIL_RESULTS = ("coverage.png", *(f"replies_{name}.json" for name in (*UNSEEN_SETS, *UNTIDY_SETS)))
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
@@ -190,90 +183,6 @@ def describe_training(history: History) -> dict[str, Any]:
 def count_parameters(model: Transformer) -> int:
     """Return how many numbers the model has learnt, those that two layers share once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def check_outputs(config: SFTConfig) -> None:
-    """Raise UserError where a run could not write its files: before hours of training, not after them."""
-    check_writable(config.out_dir, config.checkpoint_dir)
-    if config.tensorboard:
-        check_writable(config.tensorboard)
-    files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
-    check_not_folder(*files, config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
-    check_kept([config.model], config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
-
-
-def check_inputs_kept(config: SFTConfig, data: Data) -> None:
-    """Raise UserError where a file that the user named would be written over, unless by the pairs that it holds."""
-    given = given_files(config)
-    changed = [
-        path
-        for path, pairs in data_files(config, data).items()
-        if any(same_file(path, one) for one in given) and load_pairs(path) != pairs
-    ]
-    check_kept(given, *changed, *(config.out_dir / name for name in RESULTS + RETAIL_RESULTS))
-
-
-def given_files(config: SFTConfig) -> list[Path]:
-    """Return the files of pairs that the user named."""
-    return [path for path in (config.data, config.validation_data, config.test_data) if path]
-
-
-def data_files(config: SFTConfig, data: Data) -> dict[Path, list[Pair]]:
-    """Return the files of pairs that a run writes; of a stream only the beginning is in memory, so it is none."""
-    kept = {name: pairs for name, pairs in data.items() if not (config.stream and name == "sft_dataset")}
-    return {config.out_dir / f"{name}.json": pairs for name, pairs in kept.items()}
-
-
-def save(
-    checkpoint: Checkpoint,
-    digest: str,
-    evaluation: dict[str, Any],
-    entries: dict[str, list[Entry]],
-    data: Data,
-    config: SFTConfig,
-) -> list[Path]:
-    """Write the model, the data, the numbers, the replies, the picture and the report; return their paths."""
-    out = config.out_dir
-    model_file, curve, text = config.checkpoint_dir / MODEL_FILE, out / "loss_curve.png", out / REPORT_FILE
-    made_by = {
-        "from": str(config.model),
-        "digest": digest,  # of the weights to begin with
-        "settings": evaluation["config"],
-        "dataset": evaluation["dataset"],
-        "results": {author: evaluation[author] for author in ("pretrained", "sft")},
-        "hand_over": evaluation["hand_over"]["threshold"] if "hand_over" in evaluation else 0.0,
-    }
-    save_checkpoint(model_file, replace(checkpoint, made_by=made_by))
-    written = [model_file]
-    written += save_data(config, data)
-    contents: dict[str, Any] = {"evaluation.json": evaluation}
-    for name, replies in entries.items():
-        contents["replies.json" if name == "test" else f"replies_{name}.json"] = replies
-    for name, content in contents.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written.append(out / name)
-    report.save_loss_curve(curve, evaluation["steps"]["loss"], evaluation["by_epoch"])
-    report.save_report(text, evaluation)
-    if "curve" in evaluation.get("hand_over", {}):
-        report.save_coverage(out / "coverage.png", evaluation["hand_over"])
-        written.append(out / "coverage.png")
-    for name in RETAIL_RESULTS:  # those of an earlier run are of another model
-        if out / name not in written:
-            (out / name).unlink(missing_ok=True)
-    return [*written, curve, text]
-
-
-def save_data(config: SFTConfig, data: Data) -> list[Path]:
-    """Write the pairs, but for files that the user named, whose layout may be another; return the paths."""
-    files = data_files(config, data)
-    for path, pairs in files.items():
-        if not any(same_file(path, one) for one in given_files(config)):
-            save_pairs(path, pairs)
-    return [*files]
 
 
 @contextmanager

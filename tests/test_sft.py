@@ -24,7 +24,7 @@ from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.training_state import digest_of_weights
-from part4_sft import run, sft
+from part4_sft import outputs, run, sft
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
@@ -57,7 +57,7 @@ def test_the_data_files_hold_what_was_given_and_what_was_made(
 ) -> None:
     assert load_pairs(finished_run.out / "sft_test.json") == made["sft_test"][:10]
     assert len(load_pairs(finished_run.out / "sft_dataset.json")) == 24
-    assert {path.name for path in finished_run.out.glob("replies_*")} | {"coverage.png"} == {*run.RETAIL_RESULTS}
+    assert {path.name for path in finished_run.out.glob("replies_*")} | {"coverage.png"} == {*outputs.RETAIL_RESULTS}
     for name in ("sft_test_unseen_wording", "sft_test_unseen_phrase"):  # also: another process makes the same
         assert load_pairs(finished_run.out / f"{name}.json") == made[name]
 
@@ -192,7 +192,7 @@ def test_anybodys_pairs_and_a_hugging_face_model(
     slow = complained.startswith("note: this processor has no instructions for bfloat16")
     assert status == 0 and complained.count("\n") == slow
 
-    assert [path.name for path in out.glob("*") if path.name in run.RETAIL_RESULTS] == []
+    assert [path.name for path in out.glob("*") if path.name in outputs.RETAIL_RESULTS] == []
     sizes = {"sft_dataset": 24, "sft_test": 3, "sft_validation": 3}
     sets = {name: load_pairs(out / f"{name}.json") for name in sizes}
     assert {name: len(pairs) for name, pairs in sets.items()} == sizes
@@ -289,8 +289,8 @@ def test_pairs_of_which_none_is_held_out_may_be_where_they_would_be_written_and_
     entry = {"context": made["sft_dataset"][0].context, "response": "Yes.", "high_quality": 1}
     path.write_text(json.dumps([entry]))
     config = SFTConfig(data=path, out_dir=tmp_path)
-    run.check_inputs_kept(config, prepare_data(config))
-    run.save_data(config, {"sft_dataset": load_pairs(path), "sft_test": made["sft_test"][:1]})
+    outputs.check_inputs_kept(config, prepare_data(config))
+    outputs.save_data(config, {"sft_dataset": load_pairs(path), "sft_test": made["sft_test"][:1]})
     assert path.read_text() == json.dumps([entry]) and load_pairs(tmp_path / "sft_test.json") == made["sft_test"][:1]
 
 
