@@ -75,13 +75,29 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
             raise ValueError("its tensors claim to hold more numbers than the file does")
         model = model_from_tensors(ModelConfig(**contents["model_config"]), weights.items(), dtype)
         tokenizer = load_tokenizer(contents["tokenizer"])
-        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
+        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids)
         check_settings_files(contents["hugging_face"])
-        return Checkpoint(model, tokenizer, dict(contents["made_by"]), contents["hugging_face"])
+        check_made_by(made_by := dict(contents["made_by"]))
+        return Checkpoint(model, tokenizer, made_by, contents["hugging_face"])
     except KeyError as error:
         raise UserError(f"{path} holds no {error}", "make it anew or name another") from error
     except Exception as error:  # the tokenizers library raises Exception itself
         raise UserError(f"{path} cannot be used: {first_line(error)}", "make it anew or name another") from error
+
+
+def check_made_by(made_by: dict[str, Any]) -> None:
+    """Raise ValueError where what it tells of a fine-tuning, which `chat` and the model card use, cannot be."""
+    kinds = {"from": str, "settings": dict, "dataset": dict, "results": dict, "hand_over": float}
+    wrong = [name for name, kind in kinds.items() if not isinstance(made_by.get(name, kind()), kind)]
+    if not wrong:
+        settings = {"prompt_template": "{context}", "max_length": 2} | made_by.get("settings", {})
+        template, length = settings["prompt_template"], settings["max_length"]
+        if not isinstance(template, str) or template.count("{context}") != 1:
+            wrong.append("prompt_template")
+        if not isinstance(length, int) or length < 2:
+            wrong.append("max_length")
+    if wrong:
+        raise ValueError(f"what it tells of its making cannot be: {', '.join(wrong)}")
 
 
 def check_settings_files(files: dict[str, Any]) -> None:

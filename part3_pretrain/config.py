@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option
 
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
+VOCAB_SIZE: dict[str, Any] = {"allowed": "300 to 2^24", "is_valid": lambda size: 300 <= size <= 2**24}
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class PretrainConfig:
     checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
     out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
     conversations: int = option(175_000, "retail documents to read, each once", **at_least(1))
-    vocab_size: int = option(2048, "entries of the vocabulary", **at_least(300))
+    vocab_size: int = option(2048, "entries of the vocabulary", **VOCAB_SIZE)
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
     warmup_steps: int = option(150, "steps of rising learning rate, which then falls along a cosine", **at_least(1))

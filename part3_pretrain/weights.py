@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from part3_pretrain.model import ModelConfig, Transformer
 
+FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def model_from_tensors(
     config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None
@@ -17,7 +19,7 @@ def model_from_tensors(
     """Return a model whose weights are copies of the tensors, in the format `dtype`; None keeps that of the tensors.
 
     They have the names of `Transformer.named_parameters`; tied output embeddings may be given once more. Raise
-    ValueError where one is missing, surplus, of another shape, not of floating-point numbers, or not finite.
+    ValueError where one is missing, surplus, of another shape, in another format than FORMATS, or not finite.
     """
     with torch.device("meta"):  # no memory for weights that would be overwritten
         model = Transformer(config)
@@ -32,7 +34,7 @@ def model_from_tensors(
         shape, expected = list(tensor.shape), list(missing.pop(name))
         if shape != expected:
             raise ValueError(f"the tensor {name} has the shape {shape}; by the config it must be {expected}")
-        if not tensor.is_floating_point():
+        if tensor.dtype not in FORMATS:
             raise ValueError(f"the tensor {name} holds {tensor.dtype}; quantised weights are not supported")
         weight = tensor.to(dtype or tensor.dtype, copy=True)
         lowest, highest = weight.aminmax()  # unlike isfinite(), needs no memory beside the weight

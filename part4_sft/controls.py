@@ -25,7 +25,7 @@ from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, draw_pairs, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import Entry, generate_replies
-from part4_sft.extras.lora import add_lora
+from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.generation import Sampling, longest_prompt
 from part4_sft.metrics import Replies, Scores, recognise_all, score
 from part4_sft.training import mean_loss, train
@@ -157,7 +157,7 @@ def fine_tune(model: Transformer, encoder: PairEncoder, pairs: list[Pair], confi
     lora = add_lora(trained, config.lora_rank) if config.lora_rank else None
     train(trained, encoder.encode_all(pairs), replace(config, shard=False), lambda epoch, loss: {})
     if lora:
-        lora.merge_and_unload()
+        merge_lora(trained, lora)
     return trained
 
 

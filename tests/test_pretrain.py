@@ -185,6 +185,10 @@ def test_a_corpus_is_not_written_over(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name).read_text() == "precious"
 
 
+def test_a_vocabulary_larger_than_any_is_refused(command: Command) -> None:
+    assert_refused(command("--vocab-size", 10**20), "--vocab-size must be 300 to 2^24, not 1")
+
+
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_a_checkpoint_that_is_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="is a folder"):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.huggingface.config import Settings, as_list, to_hugging_face
-from part3_pretrain.runtime.cli import UserError, unescape
+from part3_pretrain.runtime.cli import UserError, first_line, unescape
 from part3_pretrain.runtime.files import atomic_folder
 
 CARD_SETTINGS = ("epochs", "learning_rate", "batch_size", "lora_rank", "dtype", "seed")  # of a fine-tuning
@@ -60,7 +60,11 @@ def model_card(name: str, checkpoint: Checkpoint) -> str:
     """Return Markdown with the header that the Hugging Face hub reads: how the model was made, and what it scored."""
     made_by = checkpoint.made_by
     if "results" in made_by:
-        history = _fine_tuning(made_by)
+        try:
+            history = _fine_tuning(made_by)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            cause = f"what the checkpoint tells of its making cannot be: {type(error).__name__}, {first_line(error)}"
+            raise UserError(cause, "make it anew or name another") from error
     elif made_by.keys() == {"from"}:
         history = [f"Converted from `{Path(made_by['from']).name}`, which does not tell how it was made."]
     else:
