@@ -195,9 +195,8 @@ def training_step(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: T
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy summed over the targets, (batch, time), that are not to be ignored."""
-    is_known = targets != corpus.IGNORE_INDEX
-    logits = model.lm_head(model(inputs)[is_known])  # the others are half of all
-    return F.cross_entropy(logits, targets[is_known], reduction="sum")
+    logits = model.lm_head(model(inputs))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE_INDEX, reduction="sum")
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
