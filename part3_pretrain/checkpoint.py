@@ -75,7 +75,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Ch
             raise ValueError("its tensors claim to hold more numbers than the file does")
         model = model_from_tensors(ModelConfig(**contents["model_config"]), weights.items(), dtype)
         tokenizer = load_tokenizer(contents["tokenizer"])
-        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids)
+        check_tokenizer(tokenizer, model.config.vocab_size, model.config.eos_ids[0])
         check_settings_files(contents["hugging_face"])
         check_made_by(made_by := dict(contents["made_by"]))
         return Checkpoint(model, tokenizer, made_by, contents["hugging_face"])

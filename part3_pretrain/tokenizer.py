@@ -44,7 +44,7 @@ def load_tokenizer(json: str) -> Tokenizer:
     return tokenizer
 
 
-def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int]) -> None:
+def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
     """Raise ValueError where it does not fit a model of `vocab_size` embeddings, or cannot encode parts of a text."""
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= vocab_size:
@@ -54,7 +54,6 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int
         raise ValueError("the tokenizer makes no token of a text")
     if 1 in is_added[is_added.index(0) :]:
         raise ValueError("the tokenizer adds a token behind every text; remove it from its post_processor")
-    for eos_id in eos_ids:
-        eos = tokenizer.id_to_token(eos_id)
-        if eos and eos_id in tokenizer.encode(eos, add_special_tokens=False).ids:
-            raise ValueError(f'the tokenizer takes "{eos}" in a text for the end; make it "special" in tokenizer.json')
+    eos = tokenizer.id_to_token(eos_id)
+    if eos and eos_id in tokenizer.encode(eos, add_special_tokens=False).ids:
+        raise ValueError(f'the tokenizer takes "{eos}" in a text for the end; make it "special" in tokenizer.json')

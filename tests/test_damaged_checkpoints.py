@@ -204,7 +204,6 @@ def weight(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
         (put(tokenizer="{}"), "cannot be used: Model missing"),
         (put(tokenizer=Tokenizer(models.BPE()).to_str()), "makes no token of a text"),
         (weight(lambda w: w.to(torch.float8_e4m3fn)), "float8_e4m3fn; quantised weights are not supported"),
-        (shape(eos_ids=(1, 2)), 'the tokenizer takes "!" in a text for the end'),
         (put(made_by=None), "cannot be used"),
         (put(made_by={"settings": 3}), "what it tells of its making cannot be: settings"),
         (put(made_by={"settings": {"prompt_template": "Hello"}}), "cannot be: prompt_template"),

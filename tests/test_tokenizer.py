@@ -56,17 +56,17 @@ def test_a_tokenizer_that_would_spoil_texts_is_refused(changes: dict[str, Any], 
     for name, value in changes.items():
         setattr(tokenizer, name, value)
     with pytest.raises(ValueError, match=message):
-        check_tokenizer(tokenizer, 330, eos_ids=[1])
+        check_tokenizer(tokenizer, 330, eos_id=1)
 
 
 def test_every_token_must_have_an_embedding() -> None:
     tokenizer = train_tokenizer(TEXTS, 330)
     tokenizer.post_processor = adding("<EOS> <EOS> $A")  # in front of a text, they are no fault
     size = tokenizer.get_vocab_size()
-    check_tokenizer(tokenizer, size, eos_ids=[1])
+    check_tokenizer(tokenizer, size, eos_id=1)
     tokenizer.add_tokens(["sofa"])
     with pytest.raises(ValueError, match=f"an entry {size}, but the model only {size} embeddings"):
-        check_tokenizer(tokenizer, size, eos_ids=[1])
+        check_tokenizer(tokenizer, size, eos_id=1)
 
 
 def test_a_panic_of_the_library_is_an_error_like_any_other() -> None:

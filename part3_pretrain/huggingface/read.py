@@ -43,7 +43,7 @@ def read_folder(folder: Path, dtype: torch.dtype | None) -> tuple[Transformer, T
         raise UserError(f"{path} is damaged or not a tokenizer ({first_line(error)})", "copy it anew") from error
     try:
         config = from_hugging_face(settings, tokenizer)
-        check_tokenizer(tokenizer, config.vocab_size, config.eos_ids)
+        check_tokenizer(tokenizer, config.vocab_size, config.eos_ids[0])
         return model_from_tensors(config, _read_tensors(folder), dtype), tokenizer, settings
     except ValueError as error:
         raise UserError(f"{folder} cannot be used: {first_line(error)}") from error
