@@ -141,7 +141,7 @@ def evaluate_sft_vs_pretrained(
     """Let both models answer the same contexts, with the same random numbers, and score them alike.
 
     Args:
-        pairs: test pairs with ideal responses; neither model has seen them.
+        pairs: test pairs with ideal responses; no model was fine-tuned on them.
         samples: replies that each model writes to each context. Its scores are means over the samples; their spread
             is the standard deviation from sample to sample.
         scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
