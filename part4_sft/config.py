@@ -122,10 +122,10 @@ def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
         SFTConfig,
         prog="python -m part4_sft.sft",
         description="Fine-tunes the pretrained model on high-quality (context, response) pairs and compares both "
-        "models on contexts that the fine-tuning has not seen. Writes checkpoints/sft_model.pt and, in outputs/, the "
-        "data, the loss curve, evaluation.json, replies.json and a report. Memory: 16 bytes a parameter (135M: 2.2 GB, 1B: "
-        "20 GB, 8B: 129 GB); with --dtype bfloat16 12, with --moments-dtype bfloat16 too 8, with --lora-rank as well "
-        "little more than 2; activations come on top, and --gradient-checkpointing keeps them small.",
+        "models on contexts that the fine-tuning has not seen. Writes checkpoints/sft_model.pt and, in outputs/, data, "
+        "the loss curve, evaluation.json, replies.json and a report. Memory: 16 bytes a parameter (135M: 2.2 GB, "
+        "1B: 20 GB, 8B: 129 GB); with --dtype bfloat16 12, with --moments-dtype bfloat16 too 8, with --lora-rank "
+        "as well little more than 2; activations come on top, and --gradient-checkpointing keeps them small.",
         example="python -m part4_sft.sft --epochs 3 --out-dir outputs/three --checkpoint-dir checkpoints/three",
         arguments=arguments,
     )

@@ -84,14 +84,14 @@ FAULTS: list[tuple[str | bytes, list[str], str]] = [  # contents, options, compl
     ("context,response\na,b,c\n", ["--data", "pairs.csv"], "row 2: has 3 cells, and the header has 2; put"),
     ('{"question": "a"}', [], 'pair 1: the key "context" is missing; it has "question"; the layouts'),
     (with_first(response="word " * 2 * MB), [], "pairs.json, pair 1: its response has 10000001 characters"),
-    (FOUR, ["--max-length", "5"], "pair 1: its response has 5 tokens, too many for 5 tokens; so have pair 2 (5 "),
+    (FOUR, ["--max-length", "4"], "pair 1: its response has 4 tokens, too many for 4 tokens; so have pair 2 (4 "),
     (FOUR, ["--test-data", "bad.json"], "bad.json, pair 2: must be an object"),
     (FOUR, ["--validation-data", "bad.json"], "bad.json, pair 2: must be an object"),
     (FOUR, ["--test-fraction", "0.49"], "4 different contexts are too few to hold 2 and 2 out"),
     (FOUR, ["--max-new-tokens", "511"], "--max-new-tokens leaves the model 1 of its positions; choose less"),
     (FOUR, ["--prompt-template", "gr\udcf6\udcdfe {context}"], "is not UTF-8 text"),
     (FOUR, ["--epochs", "0"], "--epochs must be 1 or more, not 0; see python -m part4_sft.sft --help"),
-    (four("Where is ", "Here it is."), ["--learning-rate", "1e5", "--epochs", "6"], "--learning-rate"),
+    (four("Where is ", "Here it is."), ["--learning-rate", "1e30", "--epochs", "6"], "--learning-rate"),
 ]
 
 
