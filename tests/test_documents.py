@@ -94,9 +94,8 @@ def test_no_document_begins_to_answer_a_problem_as_ideal_agents_do(texts: list[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_no_document_of_a_whole_corpus_holds_the_behaviour(seed: int) -> None:
-    rng = Random(seed)
+def test_no_document_of_the_whole_corpus_holds_the_behaviour() -> None:
+    rng = Random(PretrainConfig.seed)
     texts = [corpus.draw_document(rng) for _ in range(PretrainConfig.conversations)]
     assert [*find_behaviour(texts)] == []
 
