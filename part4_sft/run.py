@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
 from part3_pretrain.config import PretrainConfig
@@ -146,7 +145,7 @@ def whole(model: Transformer) -> Transformer:
 
     All ranks call it, rank 0 gets the copy. Unsharded weights are not those: they are cast to what blocks compute in.
     """
-    if not isinstance(model, FSDPModule):
+    if not distributed.is_sharded(model):
         return model
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     tensors: dict[str, Any] = get_model_state_dict(model, options=options)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -129,9 +128,7 @@ def training_step(
     loss = 0.0
     batches = micro_batches(examples, accumulation_steps)
     for number, batch in enumerate(batches, start=1):
-        # Until they are exchanged, a sharded model would keep all gradients, in float32: it exchanges them every time.
-        is_sharded = isinstance(parameters[0], DTensor)
-        distributed.set_requires_gradient_sync(loss_module, is_sharded or number == len(batches))
+        distributed.set_requires_gradient_sync(loss_module, number == len(batches))
         batch_loss = loss_module(*collate(batch, parameters[0].device)) / tokens
         (batch_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
         loss += batch_loss.item()

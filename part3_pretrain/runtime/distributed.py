@@ -154,11 +154,12 @@ def data_parallel(model: Transformer, loss: Callable[..., Tensor], shard: bool, 
 
 
 def set_requires_gradient_sync(loss_module: nn.Module, requires_gradient_sync: bool) -> None:
-    """Set whether the next backward pass ends in an exchange; only the last one before a step needs to."""
+    """Set whether the next backward pass ends in an exchange; only the last one before a step needs to.
+
+    A sharded model exchanges its gradients every time: until then, each rank would keep all of them, in float32.
+    """
     if isinstance(loss_module, DistributedDataParallel):
         loss_module.require_backward_grad_sync = requires_gradient_sync
-    elif isinstance(loss_module.model, FSDPModule):
-        loss_module.model.set_requires_gradient_sync(requires_gradient_sync)
 
 
 def is_sharded(model: nn.Module) -> bool:
