@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, UserError, at_least, option, parse
+from part3_pretrain.config import PretrainConfig
+from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, UserError, at_least, option, parse, same_as
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"  # in --checkpoint-dir
@@ -62,7 +63,7 @@ class SFTConfig:
     gradient_accumulation_steps: int = option(1, "parts that a step is computed in, to save memory", **at_least(1))
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
     seed: int = option(0, "seed of data, order and sampling", **SEED)
-    device: str = option("auto", "where to compute; auto takes cuda where it is", choices=["auto", "cpu", "cuda"])
+    device: str = same_as(PretrainConfig, "device")
     dtype: str = option(
         "float32", "number format of weights and gradients; bfloat16 needs half", choices=["float32", "bfloat16"]
     )
@@ -102,9 +103,7 @@ class SFTConfig:
     save_every: int = option(
         100, "optimizer steps after which the state of the training is saved", decides_training=False, **at_least(1)
     )
-    resume: bool = option(
-        False, "go on with an interrupted training; on a CPU, to the same bits", decides_training=False
-    )
+    resume: bool = same_as(PretrainConfig, "resume")
 
 
 def needs_pretraining(config: SFTConfig) -> bool:
