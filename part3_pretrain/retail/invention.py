@@ -79,8 +79,14 @@ def _things_of_agents() -> set[str]:
 @cache
 def _tell_tale(intent: Intent) -> frozenset[str]:
     """Return the words by which customers say this problem: of those who say one, a quarter have it at least."""
-    totals = sum(map(_shares, INTENTS), Counter[str]())
+    totals = _total_shares()
     return frozenset(word for word, share in _shares(intent).items() if share * MOST_INTENTS >= totals[word])
+
+
+@cache
+def _total_shares() -> Counter[str]:
+    """Return for each word the sum of its shares over all intents."""
+    return sum(map(_shares, INTENTS), Counter[str]())
 
 
 @cache
