@@ -32,6 +32,7 @@ from part3_pretrain.tokenizer import train_tokenizer
 
 TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # batches of repeated random tokens for each batch of text, see `corpus.copy_batch`
+LOGITS = 128  # a multiple of it is computed, since a CPU compiles its products anew for every size
 ADAM_BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 
 Batch = tuple[Tensor, Tensor, bool]  # inputs and targets, (batch, time), and whether they are text or tokens to copy
@@ -181,7 +182,7 @@ def training_step(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: T
     own_inputs, own_targets = distributed.shard(inputs), distributed.shard(targets)
     if len(own_inputs) == 0:  # all ranks compute equally often, since they exchange their gradients
         own_inputs, own_targets = inputs[:1], torch.full_like(targets[:1], corpus.IGNORE_INDEX)
-    own_loss = module(*(rows.to(device, non_blocking=True) for rows in (own_inputs, own_targets))) / tokens
+    own_loss = module(own_inputs.to(device, non_blocking=True), own_targets) / tokens
     (own_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
     gradient_norm = distributed.full_tensor(nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM))
     own, norm = torch.stack([own_loss.detach(), gradient_norm]).tolist()  # the only wait for a GPU in a step
@@ -194,9 +195,17 @@ def training_step(module: nn.Module, optimizer: torch.optim.Optimizer, inputs: T
 
 
 def next_token_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy summed over the targets, (batch, time), that are not to be ignored."""
-    logits = model.lm_head(model(inputs))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=corpus.IGNORE_INDEX, reduction="sum")
+    """Return the cross-entropy summed over the targets, (batch, time), that are not to be ignored.
+
+    Only these have logits, and a few others up to a multiple of `LOGITS`. The targets are on the CPU, which need not
+    wait for a GPU to count them.
+    """
+    is_ignored = targets.flatten() == corpus.IGNORE_INDEX
+    known = len(is_ignored) - int(is_ignored.sum())
+    places = is_ignored.int().argsort(stable=True)[: math.ceil(known / LOGITS) * LOGITS]
+    own_targets = targets.flatten()[places].to(inputs.device, non_blocking=True)
+    logits = model.lm_head(model(inputs).flatten(0, 1)[places.to(inputs.device, non_blocking=True)])
+    return F.cross_entropy(logits, own_targets, ignore_index=corpus.IGNORE_INDEX, reduction="sum")
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from part3_pretrain.retail.rubric import rate
 from part3_pretrain.runtime.files import atomic_write
 
 HIGH_QUALITY_PAIRS, TYPICAL_PAIRS = 500, 4500  # of the training set
+PAIRS_OF_AN_INTENT = 12  # of the high-quality ones, at most: by chance, some intents would have 4 and others 18
 VALIDATION_PAIRS, TEST_PAIRS = 100, 200
 
 
@@ -45,7 +47,7 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
     unseen_phrase = partial(world.draw_context, restated_only=True)
     return {
         "sft_dataset": [
-            *draw(HIGH_QUALITY_PAIRS, known, world.ideal_reply),
+            *draw(HIGH_QUALITY_PAIRS, evenly(known), world.ideal_reply),
             *draw(TYPICAL_PAIRS, known, world.typical_reply),
         ],
         "sft_validation": [*draw(VALIDATION_PAIRS, new, world.ideal_reply)],
@@ -53,6 +55,20 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
         "sft_test_unseen_wording": [*draw(TEST_PAIRS, new_product, world.ideal_reply, draw_context=unseen_wording)],
         "sft_test_unseen_phrase": [*draw(TEST_PAIRS, new_product, world.ideal_reply, draw_context=unseen_phrase)],
     }
+
+
+def evenly(draw_scenario: Callable[[Random], world.Scenario]) -> Callable[[Random], world.Scenario]:
+    """Return what draws such scenarios, but none of an intent of which there are `PAIRS_OF_AN_INTENT`."""
+    counts = Counter[world.Intent]()
+
+    def draw(rng: Random) -> world.Scenario:
+        while True:
+            scenario = draw_scenario(rng)
+            if all(counts[intent] < PAIRS_OF_AN_INTENT for intent in scenario.due if intent.is_service):
+                counts.update(scenario.due)
+                return scenario
+
+    return draw
 
 
 def make_message_sets(seed: int) -> dict[str, list[Pair]]:

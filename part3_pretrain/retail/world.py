@@ -221,11 +221,11 @@ def draw_customer(
     """
     match rng.choices(list(shares), list(shares.values()))[0]:
         case "small_talk":
-            return Scenario((rng.choice(SMALL_TALK),))
+            return Scenario((draw_intent(SMALL_TALK, rng),))
         case "outside":
             return Scenario((rng.choice(KNOWN_OUTSIDE),))
         case "no_item":
-            intents = [draw_intent(rng)]
+            intents = [draw_intent(INTENTS, rng)]
             if rng.random() < two_problems:
                 intents = rng.sample(INTENTS, 2)
             return Scenario(tuple(intents), order_number=_draw_order_number(rng))
@@ -239,9 +239,9 @@ def draw_customer(
             )
 
 
-def draw_intent(rng: Random) -> Intent:
-    """Draw an intent that a message without an item is about, the more often the more messages it has."""
-    return rng.choices(INTENTS, [len(intent.messages) for intent in INTENTS])[0]
+def draw_intent(intents: list[Intent], rng: Random) -> Intent:
+    """Draw one of the intents, the more often the more messages it has."""
+    return rng.choices(intents, [len(intent.messages) for intent in intents])[0]
 
 
 def _draw_order_number(rng: Random) -> str | None:
