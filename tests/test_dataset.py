@@ -26,7 +26,7 @@ def test_the_five_sets_have_their_sizes_and_only_the_first_500_are_of_high_quali
     assert trainable(made["sft_dataset"], "high-quality") == made["sft_dataset"][:500]
     assert trainable(made["sft_dataset"], "all") == made["sft_dataset"]
     assert len({pair.context for pairs in made.values() for pair in pairs}) == sum(SIZES.values())
-    assert len({pair.response for pair in made["sft_dataset"][:500]}) >= 430  # replies to small talk are few
+    assert len({pair.response for pair in made["sft_dataset"][:500]}) >= 400  # replies to small talk are few
 
 
 def test_the_seed_decides_every_pair(made: dict[str, list[Pair]]) -> None:

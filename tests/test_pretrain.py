@@ -97,15 +97,26 @@ def test_a_device_that_is_not_there_is_told_before_any_work(command: Command, mo
 def test_batches_go_to_the_device_of_the_weights(tiny_model: Transformer) -> None:
     """`meta` stands for a GPU: it computes shapes, and a tensor that was left on the CPU is refused."""
     model = copy.deepcopy(tiny_model).to("meta")
-    seen: list[torch.Tensor] = []
+    losses: list[torch.Tensor] = []
 
     def loss(model: Transformer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        seen.extend([inputs, targets])
-        return next_token_loss(model, inputs, targets)
+        losses.append(next_token_loss(model, inputs, targets))
+        return losses[0]
 
     with pytest.raises(RuntimeError, match="meta"):  # whose loss is no number
         run.training_step(LossModule(model, loss), run.make_optimizer(model), *torch.randint(600, (2, 2, 9)))
-    assert [tensor.is_meta for tensor in seen] == [True, True]
+    assert [tensor.is_meta for tensor in losses] == [True]
+
+
+def test_the_loss_is_that_of_all_targets_but_those_to_be_ignored(tiny_model: Transformer) -> None:
+    inputs, targets = torch.randint(600, (2, 3, 70))
+    for ignored in (0, 30, 70):  # columns
+        targets[:, :ignored] = IGNORE_INDEX
+        logits = tiny_model.lm_head(tiny_model(inputs)).flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
+        loss = next_token_loss(tiny_model, inputs, targets)
+        assert torch.allclose(loss, expected) and loss.requires_grad
+        assert (loss == 0) == (ignored == 70)
 
 
 def test_every_text_is_seen_once_among_batches_to_copy(tokenizer: Tokenizer) -> None:
