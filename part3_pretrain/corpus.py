@@ -23,7 +23,7 @@ IGNORE_INDEX = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
 COPIED_DIGITS = 0.7  # share of the tokens of such a row that are digits
 
-TWO_PROBLEMS = 0.55  # share of the documents' customers who have two problems
+TWO_PROBLEMS = 0.5  # share of the documents' customers who have two problems
 INVENTED_ITEMS = 0.35  # share of those who write about an item of no catalogue
 
 

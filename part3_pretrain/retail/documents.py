@@ -48,10 +48,10 @@ RESTATED_ONLY = 0.4  # of the restatements use a phrase that is reserved for the
 PLAIN = 0.5  # of the messages that say a problem twice say nothing else
 MUMBLED = 0.4  # of the messages that are answered or filed were half understood: around the problem, words in no order
 RESTATED = 0.3  # of the messages that are answered or filed say their problem twice
-MISTYPED = 0.45  # of those about a catalogue product have one typo or two
+MISTYPED = 0.55  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
-TYPED = 0.45  # of the messages about one problem are such as people type
+TYPED = 0.55  # of the messages about one problem are such as people type
 BLURRED = 0.3  # of the messages that people type are put together from halves of two, and lack some words
 DROPPED_WORDS = 0.1  # of these
 JUMBLED = 0.3  # of the messages that no shop can answer are words in no order
@@ -159,12 +159,12 @@ def letter(scenario: Scenario, rng: Random) -> str:
 
 KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
     restatement: 0.10,
-    filed_message: 0.37,
-    conversation: 0.225,
-    paper: 0.03,
-    policy: 0.10,
-    glossary: 0.075,
-    product_question: 0.095,
+    filed_message: 0.44,
+    conversation: 0.16,
+    paper: 0.015,
+    policy: 0.085,
+    glossary: 0.11,
+    product_question: 0.085,
     letter: 0.005,
 }
 
