@@ -58,14 +58,18 @@ def make_datasets(seed: int) -> dict[str, list[Pair]]:
 
 
 def evenly(draw_scenario: Callable[[Random], world.Scenario]) -> Callable[[Random], world.Scenario]:
-    """Return what draws such scenarios, but none of an intent of which there are `PAIRS_OF_AN_INTENT`."""
+    """Return what draws such scenarios, but at most `PAIRS_OF_AN_INTENT` of each intent.
+
+    But for what people ask most, where their order is: the only intent to which a missing order number matters.
+    """
     counts = Counter[world.Intent]()
 
     def draw(rng: Random) -> world.Scenario:
         while True:
             scenario = draw_scenario(rng)
-            if all(counts[intent] < PAIRS_OF_AN_INTENT for intent in scenario.due if intent.is_service):
-                counts.update(scenario.due)
+            limited = [intent for intent in scenario.intents if intent.is_service and not intent.without_order_number]
+            if all(counts[intent] < PAIRS_OF_AN_INTENT for intent in limited):
+                counts.update(limited)
                 return scenario
 
     return draw
