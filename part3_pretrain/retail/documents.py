@@ -51,7 +51,7 @@ RESTATED = 0.3  # of the messages that are answered or filed say their problem t
 MISTYPED = 0.55  # of those about a catalogue product have one typo or two
 MISTYPED_ITEM = 0.5  # of these typos are in the product's name
 MISTYPED_WORDS = 0.6  # of the words of a catalogue product are mistyped by the customer who asks for it
-TYPED = 0.55  # of the messages about one problem are such as people type
+TYPED = 0.42  # of the messages are such as people type, one for each problem
 BLURRED = 0.3  # of the messages that people type are put together from halves of two, and lack some words
 DROPPED_WORDS = 0.1  # of these
 JUMBLED = 0.3  # of the messages that no shop can answer are words in no order
@@ -210,8 +210,10 @@ def _message(scenario: Scenario, rng: Random) -> str:
     first, *others = scenario.intents
     if first in OUTSIDE and rng.random() < JUMBLED:
         context = " ".join(rng.choices(rng.choice([OTHER_WORDS, SMALL_WORDS + OTHER_WORDS]), k=rng.randint(1, 14)))
-    elif not first.is_service or (not others and rng.random() < TYPED):
-        context = _typed_message(scenario, rng)
+    elif not first.is_service or rng.random() < TYPED:
+        context = _typed_message(replace(scenario, intents=(first,)), rng)
+        for other in others:  # of the same thing, and without naming it again
+            context += f" {_typed_message(Scenario((other,)), rng)}"
     elif rng.random() < RESTATED:
         context = restated_context(scenario, rng, restated_only=False)
     elif rng.random() < MUMBLED:
