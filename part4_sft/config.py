@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,9 +59,20 @@ class SFTConfig:
     out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
-    learning_rate: float = option(5e-5, "Adam's constant learning rate", **ABOVE_ZERO)
+    learning_rate: float = option(5e-5, "Adam's (highest) learning rate", **ABOVE_ZERO)
+    schedule: str = option(
+        "constant",
+        "learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine",
+        choices=["constant", "linear", "cosine"],
+    )
+    warmup_steps: int = option(0, "optimizer steps in which the learning rate rises from 0", **at_least(0))
+    max_grad_norm: float = option(0.0, "norm that a longer gradient is scaled down to; 0: none is", **at_least(0))
     batch_size: int = option(1, "pairs in one optimizer step", **at_least(1))
-    gradient_accumulation_steps: int = option(1, "parts that a step is computed in, to save memory", **at_least(1))
+    micro_batch_size: int = option(
+        0,
+        "pairs that a process computes at once, to save memory; 0: all of a step; the result is the same",
+        **at_least(0),
+    )
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
     seed: int = option(0, "seed of data, order and sampling", **SEED)
     device: str = same_as(PretrainConfig, "device")
@@ -117,6 +129,9 @@ def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
     Raises:
         UserError: options do not go together, or need a package that is not installed.
     """
+    if any(given.startswith("--gradient-acc") for given in (sys.argv[1:] if arguments is None else arguments)):
+        cause = "--gradient-accumulation-steps multiplies the batch in every other tool, and divided it here"
+        raise UserError(cause, "use --micro-batch-size, the pairs that are computed at once")
     config = parse(
         SFTConfig,
         prog="python -m part4_sft.sft",

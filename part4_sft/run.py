@@ -121,7 +121,7 @@ def fine_tune(
     """Train the model in place, with all that an option asks for around the loop: LoRA, TensorBoard."""
     board = None
     if config.tensorboard and distributed.rank() == 0:
-        board = TensorBoard(config.tensorboard, config.learning_rate)
+        board = TensorBoard(config.tensorboard)
     lora = add_lora(model, config.lora_rank) if config.lora_rank else None
     model.gradient_checkpointing = config.gradient_checkpointing
 
@@ -175,7 +175,8 @@ def describe_run(
 
 def describe_training(history: History) -> dict[str, Any]:
     """Return the part of `evaluation.json` that tells how the fine-tuning went, by epoch and by step."""
-    steps = {name: [getattr(step, name) for step in history.steps] for name in ("loss", "gradient_norm")}
+    measures = ("loss", "gradient_norm", "learning_rate")
+    steps = {name: [getattr(step, name) for step in history.steps] for name in measures}
     return {"by_epoch": history.by_epoch, "steps": steps}
 
 
