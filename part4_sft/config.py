@@ -13,6 +13,7 @@ from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, UserError, at_lea
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"  # in --checkpoint-dir
+BEST_FILE = "sft_model.state.best.pt"  # there too, while a run with --keep best goes on
 EXTRAS = {"lora_rank": "peft==0.21.2", "tensorboard": "tensorboard==2.21.0"}  # packages that only these options need
 DEFAULT_TEMPLATE = r"Customer: {context}\nAgent:"  # as it is written on a command line; see `unescape`
 # Beyond these bounds, probabilities in float32 become 0 all or NaN.
@@ -74,6 +75,11 @@ class SFTConfig:
         **at_least(0),
     )
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
+    keep: str = option(
+        "last",
+        "epoch whose weights are tested and saved: the last, or that of the lowest validation loss",
+        choices=["last", "best"],
+    )
     seed: int = option(0, "seed of data, order and sampling", **SEED)
     device: str = same_as(PretrainConfig, "device")
     dtype: str = option(

@@ -10,7 +10,7 @@ from typing import Any
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part4_sft import report
-from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig
+from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.evaluation import UNSEEN_SETS, Entry
 from part4_sft.formats import load_pairs
@@ -28,8 +28,9 @@ def check_outputs(config: SFTConfig) -> None:
     if config.tensorboard:
         check_writable(config.tensorboard)
     files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
-    check_not_folder(*files, config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
-    check_kept([config.model], config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+    checkpoints = [config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE, BEST_FILE)]
+    check_not_folder(*files, *checkpoints)
+    check_kept([config.model], *checkpoints)
 
 
 def check_inputs_kept(config: SFTConfig, data: Data) -> None:

@@ -220,7 +220,8 @@ def _epoch_by_epoch(evaluation: dict[str, Any]) -> list[str]:
     header = ["epoch", "train loss", "validation loss", *(measure.name for measure in measures.values())]
     return [
         "Measured on validation contexts, with really generated replies. Epoch 0 is the pretrained model"
-        f"{settings}. The validation loss is lowest after epoch {best['epoch']}{advice}.",
+        f"{settings}. The validation loss is lowest after epoch {best['epoch']}{advice}. Tested and saved is the model "
+        f"as it was after epoch {evaluation['kept_epoch']} (`--keep {evaluation['config']['keep']}`).",
         markdown_table(header, rows),
     ]
 

@@ -27,10 +27,11 @@ from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
-from part4_sft.config import STATE_FILE, SFTConfig, needs_pretraining
+from part4_sft.config import BEST_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import evaluate, validate
+from part4_sft.extras.best_epoch import BestEpoch, find_best
 from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
@@ -73,7 +74,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
         validation = data["sft_validation"], examples.validation
         validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
         with timed("fine_tuning", timing):
-            history = fine_tune(model, examples.training, config, timed("validation", timing)(validate_epoch), state)
+            timed_validation = timed("validation", timing)(validate_epoch)
+            history, chosen = fine_tune(model, examples.training, config, timed_validation, state)
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
@@ -84,11 +86,13 @@ def run(config: SFTConfig) -> dict[str, Any]:
                 with timed("controls", timing):
                     scores["controls"] = run_controls(pretrained, model, encoder, data, entries["test"], config)
             evaluation = describe_run(config, model, data, examples, timing) | scores | describe_training(history)
+            evaluation |= chosen
             evaluation["examples"] = entries["test"][:8]
             trained = replace(checkpoint, model=whole(model))
             if distributed.rank() == 0:
                 written = save(trained, digest, evaluation, entries, data, config)
                 report.print_summary(evaluation, written)
+    (config.checkpoint_dir / BEST_FILE).unlink(missing_ok=True)  # of this run, or of one that was not resumed
     return evaluation
 
 
@@ -117,12 +121,16 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
 
 def fine_tune(
     model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
-) -> History:
-    """Train the model in place, with all that an option asks for around the loop: LoRA, TensorBoard."""
+) -> tuple[History, dict[str, int]]:
+    """Train the model in place, with all that an option asks for around the loop: LoRA, TensorBoard, the best epoch.
+
+    Returns what the training saw, and the numbers of the best epoch and of the one whose weights the model has.
+    """
     board = None
     if config.tensorboard and distributed.rank() == 0:
         board = TensorBoard(config.tensorboard)
     lora = add_lora(model, config.lora_rank) if config.lora_rank else None
+    keeper = BestEpoch(model, config.checkpoint_dir / BEST_FILE) if config.keep == "best" else None
     model.gradient_checkpointing = config.gradient_checkpointing
 
     def validate_and_tell(epoch: int, train_loss: float | None) -> dict[str, Any]:
@@ -132,12 +140,19 @@ def fine_tune(
             board.epoch(entry)
         return entry
 
-    history = train(model, examples, config, validate_and_tell, state, board.step if board else None)
+    watching: dict[str, Any] = {"on_step": board.step} if board else {}
+    watching |= {"on_epoch": keeper.save} if keeper else {}
+    history = train(model, examples, config, validate_and_tell, state, **watching)
+    best = find_best(history.by_epoch)
+    kept = best if keeper else config.epochs
+    if keeper and kept < config.epochs:
+        log(f"the model is that of epoch {kept} again, after which the validation loss was lowest")
+        keeper.restore()
     if lora:
         merge_lora(model, lora)
         log("LoRA is merged into the weights, and what will be saved is validated")
-        history.by_epoch[-1] = validate_and_tell(config.epochs, history.by_epoch[-1]["train_loss"])
-    return history
+        history.by_epoch[kept] = validate_and_tell(kept, history.by_epoch[kept]["train_loss"])
+    return history, {"best_epoch": best, "kept_epoch": kept}
 
 
 def whole(model: Transformer) -> Transformer:

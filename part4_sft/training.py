@@ -175,7 +175,8 @@ def train(
     config: SFTConfig,
     validate: Validate,
     state: TrainingState | None = None,
-    on_step: Callable[[int, Step], None] | None = None,
+    on_step: Callable[[int, Step], None] = lambda number, step: None,
+    on_epoch: Callable[[list[dict[str, Any]]], None] = lambda by_epoch: None,
 ) -> History:
     """Fine-tune all parameters that require gradients, in place; a sharded model stays sharded.
 
@@ -184,6 +185,7 @@ def train(
         validate: called before the first epoch and after each, with its number and mean loss per response token.
         state: where the training is kept, and goes on from if it holds one that was interrupted.
         on_step: called with the step's number, from 1, and what it saw.
+        on_epoch: called after each epoch but epoch 0, before its state is saved, with all entries of `by_epoch` so far.
 
     Raises:
         UserError: a loss or a gradient is not finite; model and state are those before that step.
@@ -216,14 +218,14 @@ def train(
                     state.save(model, optimizer, history.values())
                     raise diverged(len(history.steps) + 1, error, batch) from error
                 history.steps.append(step)
-                if on_step:
-                    on_step(len(history.steps), step)
+                on_step(len(history.steps), step)
                 bar.set_postfix(epoch=epoch, loss=f"{step.loss:.3f}")
                 bar.update()
                 if state.is_due() and number < len(batches) - 1:  # the last is saved with its validation
                     state.save(model, optimizer, history.values())
             with distributed.unsharded(model):
                 history.by_epoch.append(validate(epoch, mean_loss_of(history.steps[steps_before:])))
+            on_epoch(history.by_epoch)
             state.save(model, optimizer, history.values())
     return history
 

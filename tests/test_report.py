@@ -45,7 +45,7 @@ def evaluation() -> dict[str, Any]:
     worst = {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]}
     errors = {"account": {"replies": 30, "rated_below_4": 0.01}, "payment": {"replies": 20, "rated_below_4": 0.05}}
     return {
-        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7},
+        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7, "keep": "last"},
         "environment": {"parameters": 1234567},
         "dataset": {"sft_dataset": 5000, "sft_test": 200, "trained_on": 500},
         **SCORES,
@@ -68,6 +68,8 @@ def evaluation() -> dict[str, Any]:
         },
         "baselines": dict.fromkeys(("nearest_pair", "most_common_reply"), SCORES["pretrained"]),
         "by_epoch": by_epoch,
+        "best_epoch": 5,
+        "kept_epoch": 5,
         "examples": [{"context": f"My desk number {number} is late.", **texts} for number in range(2)],
     }
 
@@ -105,7 +107,10 @@ def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markd
     evaluation: dict[str, Any], report: Callable[..., str]
 ) -> None:
     evaluation["by_epoch"][4]["validation_loss"] = 0.5
-    assert " The validation loss is lowest after epoch 4.\n" in report("Epoch by epoch")
+    assert (
+        " The validation loss is lowest after epoch 4. Tested and saved is the model as it was after epoch 5 "
+        in report("Epoch by epoch")
+    )
     evaluation["baselines"]["nearest_pair"] = SCORES["pretrained"] | {"bleu": 0.5678, "rouge_l": 0.5677}
     warning = " **A look-up does as well as the fine-tuned model: nearest pair in BLEU.**\n"
     assert warning in report("Could a look-up do it?")
