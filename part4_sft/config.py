@@ -100,8 +100,21 @@ class SFTConfig:
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
     max_new_tokens: int = option(128, "longest reply, in tokens", **at_least(1))
-    samples_per_context: int = option(
-        16, "replies to each test context; scores are their means", decides_training=False, **at_least(1)
+    evaluate: str | None = option(
+        None,
+        "replies that tell how good the models are: full; quick, one each to 40 test and 20 validation contexts; none, "
+        "only losses. By default full for up to 20 million parameters, else quick",
+        decides_training=False,
+        choices=["none", "quick", "full"],
+        type=str,
+    )
+    samples_per_context: int | None = option(
+        None,
+        "replies to each test context; scores are their means; by default 16, or 1 with --evaluate quick",
+        decides_training=False,
+        allowed="1 or more",
+        is_valid=lambda value: value is None or value >= 1,
+        type=int,
     )
     hand_over: float | None = option(
         None,

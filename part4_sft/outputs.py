@@ -70,7 +70,7 @@ def save(
         "from": str(config.model),
         "digest": digest,  # of the weights to begin with
         "settings": evaluation["config"],
-        "dataset": evaluation["dataset"],
+        "dataset": evaluation["dataset"] | {"sft_test": evaluation["samples"]["contexts"]},
         "results": {author: evaluation[author] for author in ("pretrained", "sft")},
         "hand_over": evaluation["hand_over"]["threshold"] if "hand_over" in evaluation else 0.0,
     }
@@ -89,7 +89,7 @@ def save(
     if "curve" in evaluation.get("hand_over", {}):
         report.save_coverage(out / "coverage.png", evaluation["hand_over"])
         written.append(out / "coverage.png")
-    for name in RETAIL_RESULTS:  # those of an earlier run are of another model
+    for name in ("replies.json", *RETAIL_RESULTS):  # those of an earlier run are of another model
         if out / name not in written:
             (out / name).unlink(missing_ok=True)
     return [*written, curve, text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -28,15 +29,17 @@ from part3_pretrain.runtime.training_state import TrainingState, digest_of_weigh
 from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
 from part4_sft.config import BEST_FILE, STATE_FILE, SFTConfig, needs_pretraining
-from part4_sft.controls import LARGEST_MODEL, run_controls
+from part4_sft.controls import run_controls
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import evaluate, validate
 from part4_sft.extras.best_epoch import BestEpoch, find_best
+from part4_sft.extras.expected_time import TrainingTime
+from part4_sft.extras.extent import LARGEST_MODEL, choose_pairs, settle_extent
 from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
-from part4_sft.training import History, Validate, train
+from part4_sft.training import History, Step, Validate, train
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
@@ -61,6 +64,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
         checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
     model = checkpoint.model.to(device)
+    config = settle_extent(config, count_parameters(model))
+    answered = choose_pairs(data, config.evaluate)
     encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
     with timed("tokenising", timing):
@@ -71,7 +76,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
     digest = digest_of_weights(model)
     decides = deciding_options(config) | examples.digests | describe_start(checkpoint, digest)
     with TrainingState(config.checkpoint_dir / STATE_FILE, decides, config.save_every, config.resume) as state:
-        validation = data["sft_validation"], examples.validation
+        validation = answered["sft_validation"], examples.validation
         validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
         with timed("fine_tuning", timing):
             timed_validation = timed("validation", timing)(validate_epoch)
@@ -80,14 +85,15 @@ def run(config: SFTConfig) -> dict[str, Any]:
         with distributed.unsharded(model):
             with timed("evaluation", timing):
                 pretrained = load_pretrained(config, model, digest)
-                scores, entries = evaluate(pretrained, model, encoder, data, config)
+                scores, entries = evaluate(pretrained, model, encoder, answered, config)
             # Of the retail world, small, and with all training pairs in memory.
-            if "ceiling" in scores and count_parameters(model) <= LARGEST_MODEL and not config.stream:
+            small = config.evaluate == "full" and count_parameters(model) <= LARGEST_MODEL
+            if "ceiling" in scores and small and not config.stream:
                 with timed("controls", timing):
                     scores["controls"] = run_controls(pretrained, model, encoder, data, entries["test"], config)
             evaluation = describe_run(config, model, data, examples, timing) | scores | describe_training(history)
             evaluation |= chosen
-            evaluation["examples"] = entries["test"][:8]
+            evaluation["examples"] = entries.get("test", [])[:8]
             trained = replace(checkpoint, model=whole(model))
             if distributed.rank() == 0:
                 written = save(trained, digest, evaluation, entries, data, config)
@@ -126,9 +132,9 @@ def fine_tune(
 
     Returns what the training saw, and the numbers of the best epoch and of the one whose weights the model has.
     """
-    board = None
+    watchers: list[Any] = [TrainingTime(config.epochs * math.ceil(len(examples) / config.batch_size), config.epochs)]
     if config.tensorboard and distributed.rank() == 0:
-        board = TensorBoard(config.tensorboard)
+        watchers.append(TensorBoard(config.tensorboard))
     lora = add_lora(model, config.lora_rank) if config.lora_rank else None
     keeper = BestEpoch(model, config.checkpoint_dir / BEST_FILE) if config.keep == "best" else None
     model.gradient_checkpointing = config.gradient_checkpointing
@@ -136,13 +142,16 @@ def fine_tune(
     def validate_and_tell(epoch: int, train_loss: float | None) -> dict[str, Any]:
         entry = validate(epoch, train_loss)
         log(report.describe_epoch(entry))
-        if board:
-            board.epoch(entry)
+        for watcher in watchers:
+            watcher.epoch(entry)
         return entry
 
-    watching: dict[str, Any] = {"on_step": board.step} if board else {}
-    watching |= {"on_epoch": keeper.save} if keeper else {}
-    history = train(model, examples, config, validate_and_tell, state, **watching)
+    def on_step(number: int, step: Step) -> None:
+        for watcher in watchers:
+            watcher.step(number, step)
+
+    on_epoch = keeper.save if keeper else lambda by_epoch: None
+    history = train(model, examples, config, validate_and_tell, state, on_step, on_epoch)
     best = find_best(history.by_epoch)
     kept = best if keeper else config.epochs
     if keeper and kept < config.epochs:
