@@ -71,7 +71,7 @@ class History:
 # ---------------------------------------------------------------------------------------------------- one step
 
 
-def collate(examples: Sequence[Example], device: torch.device | None = None) -> tuple[Tensor, Tensor, list[int]]:
+def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int]]:
     """Put examples one behind another into one row, without padding.
 
     Returns:
@@ -83,21 +83,23 @@ def collate(examples: Sequence[Example], device: torch.device | None = None) -> 
     lengths = [len(example.ids) - 1 for example in examples]
     if not examples:
         inputs, targets, lengths = [0], [IGNORE_INDEX], [1]
-    return torch.tensor([inputs], device=device), torch.tensor([targets], device=device), lengths
+    return torch.tensor([inputs]), torch.tensor([targets]), lengths
 
 
 def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: list[int]) -> Tensor:
     """Return the cross-entropy summed over the targets that are not -100, a scalar in nats.
 
     Args:
-        inputs: ids, (1, time).
+        inputs: ids, (1, time); they and the targets are on the CPU, which need not wait for a GPU to read them.
         targets: the id that follows each input, or -100, (1, time).
         lengths: of the examples that stand one behind another in both.
     """
     # More than a third of the tokens are context: they need neither logits nor most of the last block.
-    response_positions = (targets[0] != IGNORE_INDEX).nonzero()[:, 0]
+    places, device = (targets[0] != IGNORE_INDEX).nonzero()[:, 0], model.embed_tokens.weight.device
+    inputs, targets, response_positions = (
+        each.to(device, non_blocking=True) for each in (inputs, targets[0, places], places)
+    )
     hidden = model(inputs, lengths=lengths, output_positions=response_positions)[0]  # (response tokens, hidden_size)
-    targets = targets[0, response_positions]
 
     def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(model.lm_head(hidden).float(), targets)
@@ -135,20 +137,21 @@ def training_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Divided by the tokens of the whole step, not of each micro-batch: else short responses would weigh more.
     tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
-    loss = 0.0
+    own_loss = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
     batches = micro_batches(examples, micro_batch_size)
     for number, batch in enumerate(batches, start=1):
         distributed.set_requires_gradient_sync(loss_module, number == len(batches))
-        batch_loss = loss_module(*collate(batch, parameters[0].device)) / tokens
+        batch_loss = loss_module(*collate(batch)) / tokens
         (batch_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
-        loss += batch_loss.item()
-    (loss,) = distributed.all_reduce_sum(loss)
+        own_loss += batch_loss.detach()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32))  # bfloat16 has two or three digits
     norm = torch.linalg.vector_norm(norms)
     if max_grad_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    gradient_norm = distributed.full_tensor(norm).item()
+    # The only wait for a GPU in a step.
+    own, gradient_norm = torch.stack([own_loss, distributed.full_tensor(norm).double()]).tolist()
+    (loss,) = distributed.all_reduce_sum(own)
     if not math.isfinite(loss + gradient_norm):
         raise FloatingPointError(f"{loss}, its gradient {gradient_norm}")
     optimizer.step()
@@ -271,12 +274,11 @@ def mean_loss(
 
     All ranks call `before_batch` equally often.
     """
-    device = model.embed_tokens.weight.device
     loss = tokens = 0.0
     own = distributed.shard(examples)
     for start in range(0, math.ceil(len(examples) / distributed.world_size()), batch_size):
         before_batch()
-        inputs, targets, lengths = collate(own[start : start + batch_size], device)
+        inputs, targets, lengths = collate(own[start : start + batch_size])
         loss += masked_loss(model, inputs, targets, lengths).item()
         tokens += int((targets != IGNORE_INDEX).sum())
     loss, tokens = distributed.all_reduce_sum(loss, tokens)
