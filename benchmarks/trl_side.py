@@ -64,7 +64,7 @@ def exported(model: Transformer, tokenizer: Tokenizer) -> Iterator[Path]:
 
 def fine_tune(
     folder: Path, examples: Sequence[Example], steps: int = -1, batch_size: int = 8, **settings: Any
-) -> tuple[Measured, list[float], Any]:
+) -> tuple[Measured, list[dict[str, float]], Any]:
     """Fine-tune by `SFTTrainer`.
 
     Args:
@@ -73,7 +73,7 @@ def fine_tune(
         settings: of TRL's `SFTConfig`; all others are as they come, but for the device, logs and files.
 
     Returns:
-        Seconds, real tokens (padding is not counted) and every step's loss; every step's gradient norm; the model.
+        Seconds, real tokens (padding is not counted) and every step's loss; every step's log; the model.
     """
     clock = Clock()
     options: dict[str, Any] = {
@@ -108,7 +108,7 @@ def fine_tune(
         trainer.train()
     steps_log = [entry for entry in trainer.state.log_history if "loss" in entry]
     measured = Measured(clock.end - clock.start, steps_log[-1]["num_tokens"], [entry["loss"] for entry in steps_log])
-    return measured, [entry["grad_norm"] for entry in steps_log], trainer.model
+    return measured, steps_log, trainer.model
 
 
 def generate(model: Any, prompts: list[list[int]], sampling: Sampling, batch_size: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, UserError, at_lea
 
 DEFAULT_CHECKPOINT = Path("checkpoints/pretrained.pt")
 MODEL_FILE, STATE_FILE = "sft_model.pt", "sft_model.state.pt"  # in --checkpoint-dir
+BEST_FILE = "sft_model.state.best.pt"  # there too, while a run with --keep best goes on
 EXTRAS = {"lora_rank": "peft==0.21.2", "tensorboard": "tensorboard==2.21.0"}  # packages that only these options need
 DEFAULT_TEMPLATE = r"Customer: {context}\nAgent:"  # as it is written on a command line; see `unescape`
 # Beyond these bounds, probabilities in float32 become 0 all or NaN.
@@ -58,10 +60,26 @@ class SFTConfig:
     out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
-    learning_rate: float = option(5e-5, "Adam's constant learning rate", **ABOVE_ZERO)
+    learning_rate: float = option(5e-5, "Adam's (highest) learning rate", **ABOVE_ZERO)
+    schedule: str = option(
+        "constant",
+        "learning rate after the warm-up: constant, or falling to 0 along a line or half a cosine",
+        choices=["constant", "linear", "cosine"],
+    )
+    warmup_steps: int = option(0, "optimizer steps in which the learning rate rises from 0", **at_least(0))
+    max_grad_norm: float = option(0.0, "norm that a longer gradient is scaled down to; 0: none is", **at_least(0))
     batch_size: int = option(1, "pairs in one optimizer step", **at_least(1))
-    gradient_accumulation_steps: int = option(1, "parts that a step is computed in, to save memory", **at_least(1))
+    micro_batch_size: int = option(
+        0,
+        "pairs that a process computes at once, to save memory; 0: all of a step; the result is the same",
+        **at_least(0),
+    )
     max_length: int = option(512, "tokens of context and response; a longer context loses its beginning", **at_least(2))
+    keep: str = option(
+        "last",
+        "epoch whose weights are tested and saved: the last, or that of the lowest validation loss",
+        choices=["last", "best"],
+    )
     seed: int = option(0, "seed of data, order and sampling", **SEED)
     device: str = same_as(PretrainConfig, "device")
     dtype: str = option(
@@ -82,8 +100,21 @@ class SFTConfig:
     top_k: int = option(0, "draw from the k likeliest tokens only; 0: from all", **at_least(0))
     top_p: float = option(1.0, "draw from the likeliest tokens that together have this probability", **PROBABILITY)
     max_new_tokens: int = option(128, "longest reply, in tokens", **at_least(1))
-    samples_per_context: int = option(
-        16, "replies to each test context; scores are their means", decides_training=False, **at_least(1)
+    evaluate: str | None = option(
+        None,
+        "replies that tell how good the models are: full; quick, one each to 40 test and 20 validation contexts; none, "
+        "only losses. By default full for up to 20 million parameters, else quick",
+        decides_training=False,
+        choices=["none", "quick", "full"],
+        type=str,
+    )
+    samples_per_context: int | None = option(
+        None,
+        "replies to each test context; scores are their means; by default 16, or 1 with --evaluate quick",
+        decides_training=False,
+        allowed="1 or more",
+        is_valid=lambda value: value is None or value >= 1,
+        type=int,
     )
     hand_over: float | None = option(
         None,
@@ -117,6 +148,9 @@ def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
     Raises:
         UserError: options do not go together, or need a package that is not installed.
     """
+    if any(given.startswith("--gradient-acc") for given in (sys.argv[1:] if arguments is None else arguments)):
+        cause = "--gradient-accumulation-steps multiplies the batch in every other tool, and divided it here"
+        raise UserError(cause, "use --micro-batch-size, the pairs that are computed at once")
     config = parse(
         SFTConfig,
         prog="python -m part4_sft.sft",

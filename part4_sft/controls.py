@@ -30,7 +30,6 @@ from part4_sft.generation import Sampling, longest_prompt
 from part4_sft.metrics import Replies, Scores, recognise_all, score
 from part4_sft.training import mean_loss, train
 
-LARGEST_MODEL = 20_000_000  # parameters; a larger one would be fine-tuned three times more for hours
 FORBIDDEN_TOKENS = 5  # the likeliest first tokens
 LONGEST_SHOWN = 180  # tokens of examples and context; with a reply, as long as the longest documents of pretraining
 FEW_PAIRS = 10

@@ -30,6 +30,8 @@ from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, make_message_sets, trainable
 from part4_sft.encoding import Example, PairEncoder
+from part4_sft.extras.expected_time import RepliesTime
+from part4_sft.extras.extent import SAMPLES, perplexities
 from part4_sft.generation import Sampling, generate, longest_prompt
 from part4_sft.metrics import HEADLINE_MEASURES, Replies, Scores, bleu, recognise_all, rouge_l, score
 from part4_sft.training import mean_loss
@@ -87,7 +89,8 @@ def validate(
     """Score the model on validation pairs: its loss, and replies that it really generates.
 
     Args:
-        examples: the pairs, tokenised.
+        pairs: those that are answered; they may be none.
+        examples: all pairs, tokenised.
         before_batch: called before each batch, equally often by all ranks; what it raises ends the validation.
 
     Returns:
@@ -106,7 +109,7 @@ def validate(
         batch = generate_replies(model, encoder, pairs[start : start + size], Sampling.of(config), config.seed)
         replies.texts.extend(batch.texts)
         replies.stopped.extend(batch.stopped)
-    scores = score(replies, pairs, recognise_all(pairs))
+    scores = score(replies, pairs, recognise_all(pairs)) if pairs else {}
     headline = {name: scores[name] for name in HEADLINE_MEASURES if name in scores}
     return {"epoch": epoch, "train_loss": train_loss, "validation_loss": loss, **headline}
 
@@ -137,6 +140,7 @@ def evaluate_sft_vs_pretrained(
     samples: int = 1,
     scenarios: list[Scenario] | None = None,
     name: str = "test",
+    progress: Callable[[int], object] = lambda count: None,
 ) -> SideBySide:
     """Let both models answer the same contexts, with the same random numbers, and score them alike.
 
@@ -145,7 +149,8 @@ def evaluate_sft_vs_pretrained(
         samples: replies that each model writes to each context. Its scores are means over the samples; their spread
             is the standard deviation from sample to sample.
         scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
-        name: what progress calls the set.
+        name: what the progress bar calls the set.
+        progress: called with the number of each batch of replies once they are written.
     """
     times = f", each {samples} times" if samples > 1 else ""
     log(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
@@ -155,8 +160,13 @@ def evaluate_sft_vs_pretrained(
     for author, model in models.items():
         total = samples * len(distributed.shard(pairs))
         with tqdm(total=total, desc=f"{name}: {author}", unit="reply", disable=None) as bar:
+
+            def count(written: int, bar: Any = bar) -> None:
+                bar.update(written)
+                progress(written)
+
             authors[author] = [
-                generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", bar.update)
+                generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", count)
                 for sample in range(samples)
             ]
     if scenarios:
@@ -228,38 +238,54 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
     """Compare both models on every test set, and with the ideal agents and the look-ups.
 
+    With --evaluate quick, on the test alone; with none, only by their perplexity.
+
     Returns:
         The part of `evaluation.json` that is about replies, and the entries of every test set by its name.
     """
     pairs = data["sft_test"]
+    if config.evaluate == "none":
+        unanswered = {"samples": {"contexts": 0, "per_context": 0, "spread": {}}}
+        return perplexities({"pretrained": pretrained, "sft": sft}, encoder, pairs) | unanswered, {}
     training = trainable(data["sft_dataset"], config.train_on) or data["sft_dataset"]  # of a stream, its beginning
-    scenarios = recognise_all(pairs)
-    compare = partial(
-        evaluate_sft_vs_pretrained, pretrained, sft, encoder, sampling=Sampling.of(config), seed=config.seed
-    )
-    test = compare(pairs, samples=config.samples_per_context, scenarios=scenarios)
-    unseen = {name: compare(data[file], name=name) for name, file in UNSEEN_SETS.items() if file in data}
+    scenarios, samples = recognise_all(pairs), config.samples_per_context or SAMPLES["full"]
+    unseen_sets = {name: data[file] for name, file in UNSEEN_SETS.items() if file in data}
     untidy: dict[str, tuple[list[Pair], list[Scenario] | None]] = {}
-    if scenarios:
+    if scenarios and config.evaluate != "quick":
         untidy |= {name: each for name, each in perturbed_sets(pairs, scenarios, config.seed).items() if each[0]}
         untidy |= {name: (messages, None) for name, messages in make_message_sets(config.seed).items()}
+    others = sum(map(len, unseen_sets.values())) + sum(len(each) for each, _ in untidy.values())
+    clock = RepliesTime(2 * (samples * len(pairs) + others))
+    compare = partial(
+        evaluate_sft_vs_pretrained,
+        pretrained,
+        sft,
+        encoder,
+        sampling=Sampling.of(config),
+        seed=config.seed,
+        progress=clock.count,
+    )
+    test = compare(pairs, samples=samples, scenarios=scenarios)
+    unseen = {name: compare(each, name=name) for name, each in unseen_sets.items()}
     robustness = {
         name: compare(changed, scenarios=what_they_want, name=name)
         for name, (changed, what_they_want) in untidy.items()
     }
     evaluation: dict[str, Any] = {
         **test.scores,
-        "samples": {"per_context": config.samples_per_context, "spread": test.spread},
+        "samples": {"contexts": len(pairs), "per_context": samples, "spread": test.spread},
         "comparison": compare_models(test.entries, config.seed),
         "resampled": {"contexts": len({pair.context for pair in pairs})},
         **{name: result.scores for name, result in unseen.items()},
     }
     if scenarios:
         evaluation["resampled"]["intents"] = len(set(map(group_of, test.entries)))
-        evaluation["robustness"] = {name: result.scores for name, result in robustness.items()}
-        evaluation["hand_over"] = measure_hand_over(sft, encoder, data["sft_validation"], test.entries, config)
+        evaluation["hand_over"] = {"threshold": config.hand_over or 0.0}
         evaluation["worst_replies"] = worst_replies(test.entries)
         evaluation["errors_by_category"] = errors_by_category(test.entries)
+    if untidy:
+        evaluation["robustness"] = {name: result.scores for name, result in robustness.items()}
+        evaluation["hand_over"] = measure_hand_over(sft, encoder, data["sft_validation"], test.entries, config)
     evaluation["baselines"] = {
         "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
         "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
@@ -290,8 +316,8 @@ def measure_hand_over(
     if threshold is None:
         threshold = hand_over.calibrate(sure, is_good) if config.temperature else 0.0
     result: dict[str, Any] = {"threshold": threshold}
-    if config.samples_per_context > 1:
-        samples_of = [entry["samples"]["sft"] for entry in entries]
+    samples_of = [entry["samples"]["sft"] for entry in entries]
+    if len(samples_of[0]) > 1:
         sure = [own for samples in samples_of for own in hand_over.confidences([one["text"] for one in samples])]
         is_good = [one["rating"] >= rubric.HIGH_QUALITY for samples in samples_of for one in samples]
         result["curve"] = hand_over.coverage_curve(sure, is_good)

@@ -10,7 +10,7 @@ from typing import Any
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part4_sft import report
-from part4_sft.config import MODEL_FILE, STATE_FILE, SFTConfig
+from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.evaluation import UNSEEN_SETS, Entry
 from part4_sft.formats import load_pairs
@@ -28,8 +28,9 @@ def check_outputs(config: SFTConfig) -> None:
     if config.tensorboard:
         check_writable(config.tensorboard)
     files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
-    check_not_folder(*files, config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
-    check_kept([config.model], config.checkpoint_dir / MODEL_FILE, config.checkpoint_dir / STATE_FILE)
+    checkpoints = [config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE, BEST_FILE)]
+    check_not_folder(*files, *checkpoints)
+    check_kept([config.model], *checkpoints)
 
 
 def check_inputs_kept(config: SFTConfig, data: Data) -> None:
@@ -69,7 +70,7 @@ def save(
         "from": str(config.model),
         "digest": digest,  # of the weights to begin with
         "settings": evaluation["config"],
-        "dataset": evaluation["dataset"],
+        "dataset": evaluation["dataset"] | {"sft_test": evaluation["samples"]["contexts"]},
         "results": {author: evaluation[author] for author in ("pretrained", "sft")},
         "hand_over": evaluation["hand_over"]["threshold"] if "hand_over" in evaluation else 0.0,
     }
@@ -88,7 +89,7 @@ def save(
     if "curve" in evaluation.get("hand_over", {}):
         report.save_coverage(out / "coverage.png", evaluation["hand_over"])
         written.append(out / "coverage.png")
-    for name in RETAIL_RESULTS:  # those of an earlier run are of another model
+    for name in ("replies.json", *RETAIL_RESULTS):  # those of an earlier run are of another model
         if out / name not in written:
             (out / name).unlink(missing_ok=True)
     return [*written, curve, text]

@@ -84,8 +84,10 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
     """
     epochs = [entry["epoch"] for entry in by_epoch]
     steps_per_epoch = len(losses) / epochs[-1]
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    curves = {key: curve for key, curve in EPOCH_CURVES.items() if any(key in entry for entry in by_epoch)}
+    figure = Figure(figsize=(8, 7 if curves else 4), layout="constrained")
+    panels = figure.subplots(2 if curves else 1, 1, sharex=True, squeeze=False)[:, 0]
+    upper, lower = panels[0], panels[-1]
     plot_losses(upper, [step / steps_per_epoch for step in range(1, len(losses) + 1)], losses)
     validation = [entry["validation_loss"] for entry in by_epoch]
     upper.plot(epochs, validation, "o--", color=ORANGE, label="validation, each epoch")
@@ -93,31 +95,32 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
     upper.set_ylabel("cross-entropy (nats per response token)")
     steps = upper.secondary_xaxis("top", functions=(lambda x: x * steps_per_epoch, lambda x: x / steps_per_epoch))
     steps.set_xlabel("optimizer step")
-    for key, (label, style, color) in EPOCH_CURVES.items():
-        if key in by_epoch[0]:
-            lower.plot(epochs, [entry[key] for entry in by_epoch], style, color=color, label=label)
-    title = "Replies really generated to validation contexts"
-    lower.set(title=title, xlabel="epoch", ylabel="score (0 to 1)", ylim=(0, 1.05))
-    for axes in (upper, lower):
+    for key, (label, style, color) in curves.items():
+        scores = [(entry["epoch"], entry[key]) for entry in by_epoch if key in entry]
+        lower.plot(*zip(*scores), style, color=color, label=label)
+    if curves:
+        title = "Replies really generated to validation contexts"
+        lower.set(title=title, ylabel="score (0 to 1)", ylim=(0, 1.05))
+        lower.legend(loc=(0.27, 0.1))
+    lower.set(xlabel="epoch")
+    for axes in panels:
         for epoch, name in {3: "first setting", 5: "default"}.items():
-            if epoch in epochs and "rated_4_or_more" in by_epoch[0]:  # the assignment's, on its own data
+            if epoch in epochs and "rated_4_or_more" in curves:  # the assignment's, on its own data
                 axes.axvline(epoch, color="0.4", linestyle=":", linewidth=1.2)
                 axes.annotate(name, (epoch, 0.03), (-4, 0), ("data", "axes fraction"), "offset points", ha="right")
         axes.grid(alpha=0.3)
     upper.legend()
-    lower.legend(loc=(0.27, 0.1))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
 
 
 def save_report(path: Path, evaluation: dict[str, Any]) -> None:
     """Write the report of a run in Markdown, without sections about what was not measured."""
-    sections = {
-        "Before and after": _before_and_after(evaluation),
-        "Is the difference real?": _comparison(evaluation),
-        "Loss": ["![loss curve](loss_curve.png)"],
-        "Epoch by epoch": _epoch_by_epoch(evaluation),
-    }
+    sections = {"Before and after": _before_and_after(evaluation)}
+    if "comparison" in evaluation:
+        sections["Is the difference real?"] = _comparison(evaluation)
+    sections["Loss"] = ["![loss curve](loss_curve.png)"]
+    sections["Epoch by epoch"] = _epoch_by_epoch(evaluation)
     for key, (title, meaning) in UNSEEN_SETS.items():
         if key in evaluation:
             sections[title] = [meaning, score_table(evaluation[key])]
@@ -127,10 +130,12 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         sections["When does it not answer?"] = _hand_over(evaluation["hand_over"])
     if "controls" in evaluation:
         sections["Was it taught?"] = _controls(evaluation)
-    sections["Could a look-up do it?"] = _look_up(evaluation["sft"], evaluation["baselines"])
+    if "baselines" in evaluation:
+        sections["Could a look-up do it?"] = _look_up(evaluation["sft"], evaluation["baselines"])
     if "worst_replies" in evaluation:
         sections["What goes wrong"] = _what_goes_wrong(evaluation)
-    sections["Side by side"] = _side_by_side(evaluation["examples"])
+    if evaluation["examples"]:
+        sections["Side by side"] = _side_by_side(evaluation["examples"])
     anchors = [re.sub("[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in sections]  # as GitHub makes them
     contents = "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(sections, anchors))
     report = ["# Supervised fine-tuning: what came out", _introduction(evaluation), contents]
@@ -141,13 +146,23 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
 
 
 def _introduction(evaluation: dict[str, Any]) -> str:
-    config, data = evaluation["config"], evaluation["dataset"]
+    config, data, answered = evaluation["config"], evaluation["dataset"], evaluation["samples"]["contexts"]
+    recipe = f"learning rate {config['learning_rate']:g}"
+    if config["schedule"] != "constant" or config["warmup_steps"]:
+        recipe += f" ({config['schedule']} after {config['warmup_steps']} steps of warm-up)"
+    if config["max_grad_norm"]:
+        recipe += f", gradients scaled down to a norm of {config['max_grad_norm']:g}"
+    share = f"{answered} of {data['sft_test']}" if answered < data["sft_test"] else str(answered)
+    tested = (
+        f"Then it and the model it started from answered {share} contexts that neither had seen, at temperature "
+        f"{config['temperature']:g}."
+    )
+    if not answered:
+        tested = "Neither it nor the model it started from wrote any reply (`--evaluate none`)."
     return (
         f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {config['epochs']} "
-        f"epochs on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, learning rate "
-        f"{config['learning_rate']:g}, batch size {config['batch_size']}, loss over response tokens only, seed "
-        f"{config['seed']}. Then it and the model it started from answered {data['sft_test']} contexts that neither "
-        f"had seen, at temperature {config['temperature']:g}."
+        f"epochs on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, {recipe}, batch size "
+        f"{config['batch_size']}, loss over response tokens only, seed {config['seed']}. {tested}"
     )
 
 
@@ -161,6 +176,8 @@ def _before_and_after(evaluation: dict[str, Any]) -> list[str]:
             "others choose most often. No model can be expected to pass them in BLEU and ROUGE-L."
         )
     samples = evaluation["samples"]
+    if not samples["contexts"]:
+        return paragraphs
     if samples["per_context"] == 1:
         return [*paragraphs, "Every model wrote one reply to each context."]
     spread = ", ".join(
@@ -211,16 +228,18 @@ def _epoch_by_epoch(evaluation: dict[str, Any]) -> list[str]:
     settings = ", epoch 3 the assignment's first setting, epoch 5 the default" if "ceiling" in evaluation else ""
     best = min(by_epoch, key=lambda entry: entry["validation_loss"])
     advice = "; it was still falling, so more epochs may be better" if best is by_epoch[-1] else ""
-    measures = {key: MEASURES[key] for key in EPOCH_CURVES if key in by_epoch[0]}
+    measures = {key: MEASURES[key] for key in EPOCH_CURVES if any(key in entry for entry in by_epoch)}
+    measured_on = "contexts, with really generated replies" if measures else "pairs"
     rows = []
     for entry in by_epoch:
         train_loss = "-" if entry["train_loss"] is None else f"{entry['train_loss']:.3f}"
-        scores = [format(entry[key], measure.format) for key, measure in measures.items()]
+        scores = [format(entry[key], one.format) if key in entry else "-" for key, one in measures.items()]
         rows.append([str(entry["epoch"]), train_loss, f"{entry['validation_loss']:.3f}", *scores])
     header = ["epoch", "train loss", "validation loss", *(measure.name for measure in measures.values())]
     return [
-        "Measured on validation contexts, with really generated replies. Epoch 0 is the pretrained model"
-        f"{settings}. The validation loss is lowest after epoch {best['epoch']}{advice}.",
+        f"Measured on validation {measured_on}. Epoch 0 is the pretrained model{settings}. The validation "
+        f"loss is lowest after epoch {best['epoch']}{advice}. Tested and saved is the model as it was "
+        f"after epoch {evaluation['kept_epoch']} (`--keep {evaluation['config']['keep']}`).",
         markdown_table(header, rows),
     ]
 
@@ -403,7 +422,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 def describe_epoch(entry: dict[str, Any]) -> str:
     """Return an entry of `by_epoch` as one line."""
     scores = [f"{MEASURES[key].name} {entry[key]:{MEASURES[key].format}}" for key in HEADLINE_MEASURES if key in entry]
-    return f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.3f}, {', '.join(scores)}"
+    return ", ".join([f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.3f}", *scores])
 
 
 def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
@@ -414,12 +433,13 @@ def print_summary(evaluation: dict[str, Any], written: list[Path]) -> None:
     for path in written:
         print(f"  {path}")
     measures = {key: MEASURES[key] for key in HEADLINE_MEASURES if key in evaluation["sft"]}
+    measures = measures or {"perplexity": MEASURES["perplexity"]}
     print("\n" + " " * 12 + "".join(f"{measure.name:>20}" for measure in measures.values()))
     for author in MODELS:
         values = [format(evaluation[author][key], measure.format) for key, measure in measures.items()]
         print(f"{AUTHORS[author]:<12}" + "".join(f"{value:>20}" for value in values))
     print()
-    for key, comparison in evaluation["comparison"].items():
+    for key, comparison in evaluation.get("comparison", {}).items():
         low, high = comparison["ci95"]
         change = f"{comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         print(f"{MEASURES[key].name} {change}: {verdict(low, high, **evaluation['resampled'])}")

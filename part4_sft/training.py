@@ -28,6 +28,7 @@ from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
 from part4_sft.extras.bfloat16_adam import BFloat16Adam
+from part4_sft.extras.schedule import set_learning_rate
 from part4_sft.extras.streaming import LONGEST_LIST, ComputedBatches
 
 LOGITS_PER_CHUNK = 2**25  # on a CPU; 128 MiB in float32
@@ -39,11 +40,15 @@ Validate = Callable[[int, float | None], dict[str, Any]]  # epoch and its traini
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step saw: nats per response token, the Euclidean norm of its gradient, response tokens."""
+    """What one optimizer step saw: nats per response token, the Euclidean norm of its gradient, response tokens.
+
+    The norm is that before a longer gradient is scaled down.
+    """
 
     loss: float
     gradient_norm: float
     tokens: int
+    learning_rate: float
 
 
 @dataclass
@@ -66,7 +71,7 @@ class History:
 # ---------------------------------------------------------------------------------------------------- one step
 
 
-def collate(examples: Sequence[Example], device: torch.device | None = None) -> tuple[Tensor, Tensor, list[int]]:
+def collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, list[int]]:
     """Put examples one behind another into one row, without padding.
 
     Returns:
@@ -78,21 +83,23 @@ def collate(examples: Sequence[Example], device: torch.device | None = None) -> 
     lengths = [len(example.ids) - 1 for example in examples]
     if not examples:
         inputs, targets, lengths = [0], [IGNORE_INDEX], [1]
-    return torch.tensor([inputs], device=device), torch.tensor([targets], device=device), lengths
+    return torch.tensor([inputs]), torch.tensor([targets]), lengths
 
 
 def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: list[int]) -> Tensor:
     """Return the cross-entropy summed over the targets that are not -100, a scalar in nats.
 
     Args:
-        inputs: ids, (1, time).
+        inputs: ids, (1, time); they and the targets are on the CPU, which need not wait for a GPU to read them.
         targets: the id that follows each input, or -100, (1, time).
         lengths: of the examples that stand one behind another in both.
     """
     # More than a third of the tokens are context: they need neither logits nor most of the last block.
-    response_positions = (targets[0] != IGNORE_INDEX).nonzero()[:, 0]
+    places, device = (targets[0] != IGNORE_INDEX).nonzero()[:, 0], model.embed_tokens.weight.device
+    inputs, targets, response_positions = (
+        each.to(device, non_blocking=True) for each in (inputs, targets[0, places], places)
+    )
     hidden = model(inputs, lengths=lengths, output_positions=response_positions)[0]  # (response tokens, hidden_size)
-    targets = targets[0, response_positions]
 
     def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(model.lm_head(hidden).float(), targets)
@@ -109,7 +116,11 @@ def masked_loss(model: Transformer, inputs: Tensor, targets: Tensor, lengths: li
 
 
 def training_step(
-    loss_module: nn.Module, optimizer: torch.optim.Optimizer, examples: Sequence[Example], accumulation_steps: int
+    loss_module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    micro_batch_size: int = 0,
+    max_grad_norm: float = 0.0,
 ) -> Step:
     """Update the weights once, by the gradient of the mean loss over all response tokens of the examples.
 
@@ -117,7 +128,8 @@ def training_step(
 
     Args:
         loss_module: `masked_loss` as a module, from `distributed.data_parallel`.
-        accumulation_steps: most micro-batches of a rank.
+        micro_batch_size: the most examples that a rank computes at once; 0: all of its shard.
+        max_grad_norm: what a longer gradient is scaled down to; 0: none is.
 
     Raises:
         FloatingPointError: the loss or the gradient is not finite; the weights are as before.
@@ -125,31 +137,35 @@ def training_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # Divided by the tokens of the whole step, not of each micro-batch: else short responses would weigh more.
     tokens = sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
-    loss = 0.0
-    batches = micro_batches(examples, accumulation_steps)
+    own_loss = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+    batches = micro_batches(examples, micro_batch_size)
     for number, batch in enumerate(batches, start=1):
         distributed.set_requires_gradient_sync(loss_module, number == len(batches))
-        batch_loss = loss_module(*collate(batch, parameters[0].device)) / tokens
+        batch_loss = loss_module(*collate(batch)) / tokens
         (batch_loss * distributed.world_size()).backward()  # DDP and FSDP take the mean over ranks, we want the sum
-        loss += batch_loss.item()
-    (loss,) = distributed.all_reduce_sum(loss)
+        own_loss += batch_loss.detach()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32))  # bfloat16 has two or three digits
-    gradient_norm = distributed.full_tensor(torch.linalg.vector_norm(norms)).item()
+    norm = torch.linalg.vector_norm(norms)
+    if max_grad_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    # The only wait for a GPU in a step.
+    own, gradient_norm = torch.stack([own_loss, distributed.full_tensor(norm).double()]).tolist()
+    (loss,) = distributed.all_reduce_sum(own)
     if not math.isfinite(loss + gradient_norm):
         raise FloatingPointError(f"{loss}, its gradient {gradient_norm}")
     optimizer.step()
     optimizer.zero_grad()
-    return Step(loss, gradient_norm, tokens)
+    return Step(loss, gradient_norm, tokens, optimizer.param_groups[0]["lr"])
 
 
-def micro_batches(examples: Sequence[Example], most: int) -> list[list[Example]]:
-    """Split the examples of a step into this rank's micro-batches, at most so many, and equally many on all ranks.
+def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Split the examples of a step into this rank's micro-batches, of at most `size`, and equally many on all ranks.
 
     Ranks exchange gradients, so all must compute equally often. Where examples are too few, a micro-batch is empty.
     """
     per_rank = math.ceil(len(examples) / distributed.world_size())
-    count = min(most, per_rank)
+    count = math.ceil(per_rank / (size or per_rank))
     return [list(distributed.shard(examples)[first::count]) for first in range(count)]
 
 
@@ -162,7 +178,8 @@ def train(
     config: SFTConfig,
     validate: Validate,
     state: TrainingState | None = None,
-    on_step: Callable[[int, Step], None] | None = None,
+    on_step: Callable[[int, Step], None] = lambda number, step: None,
+    on_epoch: Callable[[list[dict[str, Any]]], None] = lambda by_epoch: None,
 ) -> History:
     """Fine-tune all parameters that require gradients, in place; a sharded model stays sharded.
 
@@ -171,6 +188,7 @@ def train(
         validate: called before the first epoch and after each, with its number and mean loss per response token.
         state: where the training is kept, and goes on from if it holds one that was interrupted.
         on_step: called with the step's number, from 1, and what it saw.
+        on_epoch: called after each epoch but epoch 0, before its state is saved, with all entries of `by_epoch` so far.
 
     Raises:
         UserError: a loss or a gradient is not finite; model and state are those before that step.
@@ -196,24 +214,30 @@ def train(
             for number in range(len(history.steps) - steps_before, len(batches)):  # of a resumed epoch, what is left
                 batch = batches[number]
                 pairs = [examples[index] for index in batch]
+                set_learning_rate(optimizer, config, len(history.steps), total)
                 try:
-                    step = training_step(loss_module, optimizer, pairs, config.gradient_accumulation_steps)
+                    step = training_step(loss_module, optimizer, pairs, config.micro_batch_size, config.max_grad_norm)
                 except FloatingPointError as error:
                     state.save(model, optimizer, history.values())
-                    numbers = ", ".join(str(index + 1) for index in batch)
-                    cause = f"the loss of step {len(history.steps) + 1} is {error} (training pairs {numbers})"
-                    raise UserError(cause, "look at them, or lower --learning-rate") from error
+                    raise diverged(len(history.steps) + 1, error, batch) from error
                 history.steps.append(step)
-                if on_step:
-                    on_step(len(history.steps), step)
+                on_step(len(history.steps), step)
                 bar.set_postfix(epoch=epoch, loss=f"{step.loss:.3f}")
                 bar.update()
                 if state.is_due() and number < len(batches) - 1:  # the last is saved with its validation
                     state.save(model, optimizer, history.values())
             with distributed.unsharded(model):
                 history.by_epoch.append(validate(epoch, mean_loss_of(history.steps[steps_before:])))
+            on_epoch(history.by_epoch)
             state.save(model, optimizer, history.values())
     return history
+
+
+def diverged(step: int, error: FloatingPointError, batch: Sequence[int]) -> UserError:
+    """Return what to tell of a step whose loss or gradient is not finite, with the indices of its examples."""
+    numbers = ", ".join(str(index + 1) for index in batch)
+    cause = f"the loss of step {step} is {error} (training pairs {numbers})"
+    return UserError(cause, "look at them, or lower --learning-rate")
 
 
 def shuffled_batches(count: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
@@ -224,7 +248,7 @@ def shuffled_batches(count: int, batch_size: int, epoch: int, seed: int) -> list
 
 
 def make_optimizer(model: nn.Module, config: SFTConfig) -> torch.optim.Optimizer:
-    """Return Adam (Kingma and Ba 2015) with a constant learning rate, for the number format of the weights."""
+    """Return Adam (Kingma and Ba 2015) for the number format of the weights; `train` sets its learning rate."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if parameters[0].dtype == torch.bfloat16:
         return BFloat16Adam(parameters, config.learning_rate, getattr(torch, config.moments_dtype))
@@ -250,12 +274,11 @@ def mean_loss(
 
     All ranks call `before_batch` equally often.
     """
-    device = model.embed_tokens.weight.device
     loss = tokens = 0.0
     own = distributed.shard(examples)
     for start in range(0, math.ceil(len(examples) / distributed.world_size()), batch_size):
         before_batch()
-        inputs, targets, lengths = collate(own[start : start + batch_size], device)
+        inputs, targets, lengths = collate(own[start : start + batch_size])
         loss += masked_loss(model, inputs, targets, lengths).item()
         tokens += int((targets != IGNORE_INDEX).sum())
     loss, tokens = distributed.all_reduce_sum(loss, tokens)

@@ -29,6 +29,7 @@ def test_without_options_it_is_the_assignments_setting() -> None:
     assert defaults == SFTConfig()
     setting = (defaults.epochs, defaults.learning_rate, defaults.train_on, defaults.temperature, defaults.seed)
     assert setting == (5, 5e-5, "high", 0.4, 0)
+    assert (defaults.schedule, defaults.warmup_steps, defaults.max_grad_norm) == ("constant", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,10 @@ def test_without_options_it_is_the_assignments_setting() -> None:
     [
         ("--epochs", ["1"], ["0", "-1", "many", "1.5"]),
         ("--batch-size", ["1"], ["0"]),
-        ("--gradient-accumulation-steps", ["1"], ["0"]),
+        ("--micro-batch-size", ["0", "1"], ["-1", "0.5"]),
+        ("--schedule", ["constant", "linear", "cosine"], ["polynomial"]),
+        ("--warmup-steps", ["0"], ["-1", "0.1"]),
+        ("--max-grad-norm", ["0", "0.5"], ["-1", "nan", "inf"]),
         ("--max-length", ["2"], ["1"]),
         ("--learning-rate", ["1e-9"], ["0", "inf", "nan", "-1"]),
         ("--seed", ["0", "9223372036854775807"], ["-1", "9223372036854775808"]),
@@ -78,6 +82,9 @@ def test_the_bounds_of_a_share_of_the_data(fraction: str) -> None:
     [
         ("--moments-dtype bfloat16", "--dtype bfloat16"),
         ("--test-fraction 0.2", "name a file with --data"),
+        ("--gradient-accumulation-steps 4", "multiplies the batch in every other tool, and divided it here; use --mic"),
+        ("--gradient-accumulation-steps=4", "use --micro-batch-size"),
+        ("--gradient-accum 4", "use --micro-batch-size"),
         ("--stream", "--data, --validation-data and --test-data"),
         ("--stream --data a --test-data b", "--data, --validation-data and --test-data"),
         ("--shard --lora-rank 1", "--shard does not go together with --lora-rank"),

@@ -108,7 +108,7 @@ def test_each_fault_ends_with_status_2_and_one_line_and_writes_nothing(
     assert not [*Path().glob("outputs/*"), *Path().glob("checkpoints/*")]
 
 
-WIDEST = ["--batch-size", HUGE, "--temperature", "1000", "--top-k", HUGE, "--gradient-accumulation-steps", "999"]
+WIDEST = ["--batch-size", HUGE, "--temperature", "1000", "--top-k", HUGE, "--micro-batch-size", "1"]
 NARROWEST = ["--max-length", "9", "--temperature", "0.001", "--top-p", "0.001", "--top-k", "1"]
 CSV = "context,response\n" + "".join(f'"=1+{n}, ""a""\nb",\u202e@x\n' for n in range(4))
 

@@ -26,7 +26,7 @@ from part4_sft.extras.bfloat16_adam import BFloat16Adam
 from tests.conftest import ROOT, Command, assert_refused, in_folder
 from tests.processes import SMALL_STEPS, at_step, in_ranks, kill_self, small_sft
 
-ACCUMULATE = ["--gradient-accumulation-steps", "3"]
+ACCUMULATE = ["--micro-batch-size", "1"]
 
 
 def test_collectives_combine_what_the_ranks_have_and_rank_0_alone_prints(capfd: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +116,19 @@ def test_more_processes_learn_the_same(
     assert in_ranks(sft.main, world_size, [*options, *more, *in_folder(tmp_path)]) == [0] * world_size
     assert_same_training(tmp_path, straight)
     assert results(tmp_path)["environment"]["processes"] == world_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--shard"]])
+def test_gradients_of_several_processes_are_scaled_down_as_a_whole(
+    more: list[str], options: list[str], tmp_path: Path
+) -> None:
+    recipe = ["--schedule", "linear", "--warmup-steps", "2", "--max-grad-norm", "2.5"]
+    assert in_ranks(sft.main, 1, [*options, *recipe, *in_folder(tmp_path / "one")]) == [0]
+    assert in_ranks(sft.main, 2, [*options, *recipe, *more, *in_folder(tmp_path / "two")]) == [0, 0]
+    norms = results(tmp_path / "one")["steps"]["gradient_norm"]
+    assert min(norms) < 2.5 < max(norms)
+    assert_same_training(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow

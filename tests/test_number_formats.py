@@ -88,7 +88,7 @@ def test_the_norm_of_gradients_in_bfloat16_is_exact(tiny_model: Transformer, enc
 
     optimizer.register_step_pre_hook(keep_norm)
     loss_module = distributed.data_parallel(model, masked_loss, shard=False, param_dtype=torch.bfloat16)
-    step = training_step(loss_module, optimizer, examples, accumulation_steps=1)
+    step = training_step(loss_module, optimizer, examples)
     assert norms == [pytest.approx(step.gradient_norm, rel=1e-5)]
 
 
@@ -106,7 +106,7 @@ def test_a_sharded_model_keeps_no_whole_gradients_between_micro_batches(
             loss_module.register_forward_pre_hook(
                 lambda *call: has_part.append(all(weight.grad is not None for weight in tiny_model.parameters()))
             )
-            training_step(loss_module, optimizer, examples, accumulation_steps=3)
+            training_step(loss_module, optimizer, examples, micro_batch_size=1)
             assert has_part == [False, True, True]
 
     assert in_ranks(main, 2) == [0, 0]

@@ -29,6 +29,7 @@ SCORES = {
 }
 
 
+RECIPE = {"schedule": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "keep": "last"}
 PUSHES = ("pushed_1_token", "pushed_4_tokens", "pushed_sentence", "first_tokens_forbidden")
 
 
@@ -45,11 +46,11 @@ def evaluation() -> dict[str, Any]:
     worst = {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]}
     errors = {"account": {"replies": 30, "rated_below_4": 0.01}, "payment": {"replies": 20, "rated_below_4": 0.05}}
     return {
-        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7},
+        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7, **RECIPE},
         "environment": {"parameters": 1234567},
         "dataset": {"sft_dataset": 5000, "sft_test": 200, "trained_on": 500},
         **SCORES,
-        "samples": {"per_context": 3, "spread": {"sft": {"bleu": 0.0071, "rouge_l": 0.0082}}},
+        "samples": {"contexts": 200, "per_context": 3, "spread": {"sft": {"bleu": 0.0071, "rouge_l": 0.0082}}},
         "robustness": {"one_typo": SCORES, "unknown_product": SCORES},
         "worst_replies": [worst, {"context": "Hello.", "text": "Yes.", "rating": 4.0, "faults": []}],
         "errors_by_category": errors,
@@ -68,6 +69,8 @@ def evaluation() -> dict[str, Any]:
         },
         "baselines": dict.fromkeys(("nearest_pair", "most_common_reply"), SCORES["pretrained"]),
         "by_epoch": by_epoch,
+        "best_epoch": 5,
+        "kept_epoch": 5,
         "examples": [{"context": f"My desk number {number} is late.", **texts} for number in range(2)],
     }
 
@@ -105,7 +108,10 @@ def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markd
     evaluation: dict[str, Any], report: Callable[..., str]
 ) -> None:
     evaluation["by_epoch"][4]["validation_loss"] = 0.5
-    assert " The validation loss is lowest after epoch 4.\n" in report("Epoch by epoch")
+    assert (
+        " The validation loss is lowest after epoch 4. Tested and saved is the model as it was after epoch 5 "
+        in report("Epoch by epoch")
+    )
     evaluation["baselines"]["nearest_pair"] = SCORES["pretrained"] | {"bleu": 0.5678, "rouge_l": 0.5677}
     warning = " **A look-up does as well as the fine-tuned model: nearest pair in BLEU.**\n"
     assert warning in report("Could a look-up do it?")
@@ -154,7 +160,7 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
     assert describe_epoch(evaluation["by_epoch"][3]) == "epoch 3: validation loss 1.375, BLEU 0.030, ROUGE-L 0.060"
     scores = {"bleu": 0.1, "rouge_l": 0.2}
     evaluation |= {"pretrained": scores, "sft": scores, "baselines": {"nearest_pair": scores}}
-    evaluation["samples"] = {"per_context": 1, "spread": {}}
+    evaluation["samples"] = {"contexts": 200, "per_context": 1, "spread": {}}
     evaluation["resampled"] = {"contexts": 39}
     assert "p = 0.0001): 39 test contexts are too few to tell.\n" in report("Is the difference real?")
     assert "resamples of the test contexts." in report("Is the difference real?")
@@ -164,6 +170,47 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
     assert re.findall(r"^\| (\S+) +\| 0", report("Before and after"), flags=re.MULTILINE) == ["BLEU", "ROUGE-L"]
     assert report("Before and after").endswith("\n\nEvery model wrote one reply to each context.\n")
     assert "| validation loss | ROUGE-L | BLEU  |" in report("Epoch by epoch")
+
+
+def test_the_report_names_the_recipe_and_how_many_of_the_contexts_were_answered(
+    evaluation: dict[str, Any], report: Callable[..., str]
+) -> None:
+    evaluation["config"] |= {"schedule": "cosine", "warmup_steps": 9, "max_grad_norm": 1.0}
+    evaluation["samples"]["contexts"] = 40
+    introduction = report().splitlines()[2]
+    recipe = (
+        "learning rate 5e-05 (cosine after 9 steps of warm-up), gradients scaled down to a norm of 1, batch size 8,"
+    )
+    assert recipe in introduction and "answered 40 of 200 contexts that neither had seen" in introduction
+
+
+def test_without_replies_the_report_tells_of_losses_alone(
+    evaluation: dict[str, Any], report: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training that went on with --evaluate none after an epoch with replies keeps what is known of that."""
+    kept = ("config", "environment", "dataset", "by_epoch", "best_epoch", "kept_epoch")
+    without = {key: evaluation[key] for key in kept} | {"samples": {"contexts": 0, "per_context": 0, "spread": {}}}
+    without |= {author: {"perplexity": SCORES[author]["perplexity"]} for author in ("pretrained", "sft")}
+    evaluation.clear()
+    evaluation |= without | {"examples": []}
+    for entry in evaluation["by_epoch"][1:]:
+        for key in ("bleu", "rouge_l", "rated_4_or_more"):
+            del entry[key]
+    headings = re.findall("^## (.+)$", report(), flags=re.MULTILINE)
+    assert headings == ["Before and after", "Loss", "Epoch by epoch"]
+    assert "Neither it nor the model it started from wrote any reply (`--evaluate none`)." in report().splitlines()[2]
+    assert re.findall(r"^\| (\S+) +\| 0", report("Before and after"), flags=re.MULTILINE) == ["perplexity"]
+    assert re.search(r"^\| 1 +\| 1.750 +\| 1.875 +\| - +\| - +\| - +\|$", report("Epoch by epoch"), flags=re.MULTILINE)
+    for key in ("bleu", "rouge_l", "rated_4_or_more"):
+        del evaluation["by_epoch"][0][key]
+    assert "Measured on validation pairs." in report("Epoch by epoch")
+    assert describe_epoch(evaluation["by_epoch"][3]) == "epoch 3: validation loss 1.375"
+    print_summary(evaluation, [])
+    assert capsys.readouterr().out.split()[-5:] == ["perplexity", "pretrained", "0.12", "SFT", "0.57"]
+    with patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as savefig:
+        save_loss_curve(tmp_path / "curve.png", [2.0] * 10, evaluation["by_epoch"])
+    (panel,) = [axes for axes in savefig.call_args.args[0].axes]
+    assert panel.get_xlabel() == "epoch" and len(panel.lines) >= 2
 
 
 @pytest.mark.parametrize(("pairs", "others"), [(5000, " (the others have high_quality 0)"), (500, "")])

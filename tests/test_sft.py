@@ -187,7 +187,7 @@ def test_anybodys_pairs_and_a_hugging_face_model(
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, entries)))
     options = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "mine.jsonl"), "--max-new-tokens", "4"]
     options += ["--epochs", "1", "--prompt-template", r"Q: {context}\nA:", "--dtype", "bfloat16", "--lora-rank", "2"]
-    options += ["--gradient-checkpointing", "--gradient-accumulation-steps", "2"]
+    options += ["--gradient-checkpointing", "--micro-batch-size", "2"]
     status, printed, complained = command(*options, *in_folder(tmp_path))
     slow = complained.startswith("note: this processor has no instructions for bfloat16")
     assert status == 0 and complained.count("\n") == slow

@@ -39,16 +39,16 @@ def test_speed_leaves_out_the_validation_and_what_an_earlier_run_wrote_later_is_
     times = iter([0.0, 1.0, 2.0, 50.0, 51.0, 200.0, 202.0, 203.0, 300.0, 304.0])
     monkeypatch.setattr("part4_sft.extras.tensorboard.time.perf_counter", lambda: next(times))
     for first, loss in ((1, 8.0), (2, 4.0)):
-        board = TensorBoard(tmp_path, learning_rate=1e-3)
-        board.step(first, Step(loss, gradient_norm=1.5, tokens=10))
-        board.step(first + 1, Step(loss / 2, gradient_norm=1.0, tokens=10))
+        board = TensorBoard(tmp_path)
+        board.step(first, Step(loss, gradient_norm=1.5, tokens=10, learning_rate=1e-3))
+        board.step(first + 1, Step(loss / 2, gradient_norm=1.0, tokens=10, learning_rate=2e-3))
         board.epoch({"epoch": 1, "train_loss": 3.0, "validation_loss": loss / 4})
-        board.step(first + 2, Step(loss / 4, gradient_norm=0.5, tokens=80))
+        board.step(first + 2, Step(loss / 4, gradient_norm=0.5, tokens=80, learning_rate=4e-3))
         board.writer.close()
     assert curves(tmp_path) == {
         "training/loss": {1: 8.0, 2: 4.0, 3: 2.0, 4: 1.0},
         "training/gradient_norm": {1: 1.5, 2: 1.5, 3: 1.0, 4: 0.5},
-        "training/learning_rate": dict.fromkeys((1, 2, 3, 4), pytest.approx(1e-3)),
+        "training/learning_rate": pytest.approx({1: 1e-3, 2: 1e-3, 3: 2e-3, 4: 4e-3}),
         "training/response_tokens_per_second": {1: 10.0, 2: 5.0, 3: 10.0, 4: 20.0},
         "validation/validation_loss": {3: 1.0},
     }

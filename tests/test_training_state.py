@@ -145,7 +145,7 @@ COMMANDS = {  # different things are in their states
     "fine-tuning": (sft.main, []),
     "bfloat16": (sft.main, ["--dtype", "bfloat16"]),
     "bfloat16 moments": (sft.main, ["--dtype", "bfloat16", "--moments-dtype", "bfloat16"]),
-    "LoRA": (sft.main, ["--lora-rank", "2", "--gradient-accumulation-steps", "2"]),
+    "LoRA": (sft.main, ["--lora-rank", "2", "--micro-batch-size", "2"]),
 }
 TELL_TIME = ("evaluation.json", "README_Part4_SFT_Comprehensive.md")  # the files that do
 Run = Callable[..., int]

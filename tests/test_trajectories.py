@@ -64,8 +64,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [
-        (["--gradient-accumulation-steps", "8"], 1e-5),
-        pytest.param(["--gradient-accumulation-steps", "2"], 1e-5, marks=pytest.mark.slow),
+        (["--micro-batch-size", "1"], 1e-5),
+        pytest.param(["--micro-batch-size", "3"], 1e-5, marks=pytest.mark.slow),
         pytest.param(["--gradient-checkpointing"], 1e-6, marks=pytest.mark.slow),
         pytest.param(["--compile"], 1e-4, marks=[pytest.mark.slow, needs_compiler]),
     ],

@@ -1,13 +1,14 @@
 """TRL judges the training loop: its `SFTTrainer` goes through the same losses and gradient norms, step by step.
 
 Both start from the same weights, see the same tokenised pairs in the same order, and take their steps in float32 with
-Adam at a constant learning rate. TRL comes with benchmarks/requirements.txt; where it is missing, this is skipped.
+Adam. TRL comes with benchmarks/requirements.txt; where it is missing, this is skipped.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from part4_sft.training import shuffled_batches, train
 
 STEPS, VOCABULARY = 50, 2048
 CONFIG = SFTConfig(epochs=1, batch_size=8, learning_rate=5e-5)
+RECIPE = {"learning_rate": 2e-4, "warmup_steps": 7, "max_grad_norm": 4.5}
 
 
 def random_model() -> Transformer:
@@ -45,29 +47,41 @@ def random_examples() -> list[Example]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 4])
-def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "parts"), [({}, 1), ({}, 4), (RECIPE | {"schedule": "cosine"}, 1), (RECIPE | {"schedule": "linear"}, 4)]
+)
+def test_every_step_has_the_loss_the_gradient_norm_and_the_learning_rate_of_trl(
+    recipe: dict[str, Any], parts: int, tokenizer: Tokenizer
+) -> None:
     pytest.importorskip("trl")
     from benchmarks import trl_side
 
     model, examples = random_model(), random_examples()
-    config = replace(CONFIG, gradient_accumulation_steps=parts)
+    config = replace(CONFIG, micro_batch_size=CONFIG.batch_size // parts, **recipe)
     places = shuffled_batches(len(examples), config.batch_size, 1, config.seed)
     in_our_order = [examples[place] for step in places for place in step]
 
     with trl_side.exported(model, tokenizer) as folder:
-        measured, norms, _ = trl_side.fine_tune(
+        _, logged, _ = trl_side.fine_tune(
             folder,
             in_our_order,
-            batch_size=config.batch_size // parts,
-            gradient_accumulation_steps=parts,
+            batch_size=config.micro_batch_size,
             train_sampling_strategy="sequential",
-            **trl_side.SAME_ARITHMETIC,
+            **trl_side.SAME_ARITHMETIC
+            | {
+                "gradient_accumulation_steps": parts,
+                "learning_rate": config.learning_rate,
+                "lr_scheduler_type": config.schedule,
+                "warmup_steps": config.warmup_steps,
+                "max_grad_norm": config.max_grad_norm,
+            },
         )
-    theirs = list(zip(measured.outcome, norms))
+    theirs = [(step["loss"], step["grad_norm"], step["learning_rate"]) for step in logged]
     history = train(model, examples, config, validate=lambda epoch, loss: {})
-    ours = [(step.loss, step.gradient_norm) for step in history.steps]
+    ours = [(step.loss, step.gradient_norm, step.learning_rate) for step in history.steps]
 
     assert len(ours) == STEPS
+    clipped = sum(step.gradient_norm > config.max_grad_norm for step in history.steps)
+    assert not recipe or STEPS // 4 < clipped < STEPS  # both kinds of step
     assert ours[-1][0] < ours[0][0] - 0.5  # if nothing were learnt, any optimizer would pass
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=0)

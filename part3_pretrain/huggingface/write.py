@@ -80,6 +80,9 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
     settings, data, results = made_by["settings"], made_by["dataset"], made_by["results"]
     data_file = Path(settings["data"]).name if settings["data"] else "synthetic retail support"
     table = [["measure", *results], ["---"] * (1 + len(results))]
+    tested = f"Replies to {data['sft_test']} held-out contexts, at temperature {settings['temperature']:g}:"
+    if not data["sft_test"]:
+        tested = "Of held-out responses; no replies were generated:"
     for measure in results["sft"]:
         table.append([_words(measure), *(f"{scores[measure]:.4f}" for scores in results.values())])
     return [
@@ -88,7 +91,7 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
         f"## Prompt\n\n```\n{unescape(settings['prompt_template'])}\n```",
         "The response begins with a space and ends with the end-of-text token.",
         f"## Settings\n\n{_bullets({_words(name): settings[name] for name in CARD_SETTINGS})}",
-        f"## Results\n\nReplies to {data['sft_test']} held-out contexts, at temperature {settings['temperature']:g}:",
+        f"## Results\n\n{tested}",
         "\n".join(f"| {' | '.join(row)} |" for row in table),
     ]
 

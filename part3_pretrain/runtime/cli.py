@@ -62,7 +62,7 @@ def exit_status(main: Callable[[], None]) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, without an import of torch
             raise
-        cure = "more --gradient-accumulation-steps, --gradient-checkpointing or --dtype bfloat16 need less"
+        cure = "a smaller --micro-batch-size, --gradient-checkpointing or --dtype bfloat16 need less"
         _print_error(str(UserError("the GPU has too little memory", cure)))
         return 2
     except UserError as error:

@@ -12,8 +12,8 @@ from part4_sft.training import Step
 class TensorBoard:
     """Writes the values of every step and the results of every validation to a folder."""
 
-    def __init__(self, folder: Path, learning_rate: float) -> None:
-        self.folder, self.learning_rate = folder, learning_rate
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.writer: Any = None
         self.number = 0  # of the last step
         self.last_time = time.perf_counter()
@@ -23,7 +23,7 @@ class TensorBoard:
         self.number, before, self.last_time = number, self.last_time, time.perf_counter()
         self._write("training/loss", step.loss)
         self._write("training/gradient_norm", step.gradient_norm)
-        self._write("training/learning_rate", self.learning_rate)
+        self._write("training/learning_rate", step.learning_rate)
         self._write("training/response_tokens_per_second", step.tokens / (self.last_time - before))
 
     def epoch(self, entry: dict[str, Any]) -> None:
