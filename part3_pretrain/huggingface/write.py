@@ -29,7 +29,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the whole folder, model card included, or nothing. Raise UserError where it is not empty or writable."""
     if os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.glob("*"))):  # neither of them raises
         raise UserError(f"{folder} is there already", "name a new folder, so that no file of another model stays in it")
-    files = _settings(checkpoint)
+    files = settings_files(checkpoint)
     files["tokenizer.json"] = checkpoint.tokenizer.to_str(pretty=True)
     files["README.md"] = model_card(folder.resolve().name, checkpoint)
     weights = {
@@ -44,7 +44,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
             (temporary / name).write_text(text, encoding="utf-8")
 
 
-def _settings(checkpoint: Checkpoint) -> Settings:
+def settings_files(checkpoint: Checkpoint) -> Settings:
     """Return the settings files that the model came with, or made ones, with today's number format and <EOS>."""
     model = checkpoint.model
     settings = to_hugging_face(model.config, checkpoint.tokenizer) | deepcopy(checkpoint.hugging_face)
