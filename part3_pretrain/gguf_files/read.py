@@ -47,8 +47,8 @@ def read_gguf(path: Path, dtype: torch.dtype | None) -> tuple[Transformer, Token
     check_installed(f"reading {path}")
     try:
         header = read_header(path)
-        tokenizer = tokenizer_from_metadata(header.metadata)
         settings = _settings(header, path)
+        tokenizer = tokenizer_from_metadata(header.metadata)
         config = from_hugging_face(settings, tokenizer)
         check_tokenizer(tokenizer, config.vocab_size, config.eos_ids[0])
         return model_from_tensors(config, _read_tensors(path, header, config), dtype), tokenizer, settings
