@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
@@ -31,7 +32,8 @@ from part4_sft.config import STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.evaluation import evaluate, validate
-from part4_sft.extras.lora import add_lora, merge_lora
+from part4_sft.extras.lora import add_lora, learnt_matrices, merge_lora
+from part4_sft.extras.save_as import check_model
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
@@ -59,7 +61,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
             pretrain(PretrainConfig(*files, device=config.device, seed=config.seed, resume=config.resume))
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
         checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
+    check_model(config, checkpoint)
     model = checkpoint.model.to(device)
+    adapter: dict[str, Tensor] = {}  # what LoRA has learnt
     encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
 
     with timed("tokenising", timing):
@@ -73,7 +77,8 @@ def run(config: SFTConfig) -> dict[str, Any]:
         validation = data["sft_validation"], examples.validation
         validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
         with timed("fine_tuning", timing):
-            history = fine_tune(model, examples.training, config, timed("validation", timing)(validate_epoch), state)
+            timed_validation = timed("validation", timing)(validate_epoch)
+            history = fine_tune(model, examples.training, config, timed_validation, state, adapter)
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
@@ -87,7 +92,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             evaluation["examples"] = entries["test"][:8]
             trained = replace(checkpoint, model=whole(model))
             if distributed.rank() == 0:
-                written = save(trained, digest, evaluation, entries, data, config)
+                written = save(trained, digest, evaluation, entries, data, config, adapter)
                 report.print_summary(evaluation, written)
     return evaluation
 
@@ -116,9 +121,14 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
 
 
 def fine_tune(
-    model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
+    model: Transformer,
+    examples: Sequence[Example],
+    config: SFTConfig,
+    validate: Validate,
+    state: TrainingState,
+    adapter: dict[str, Tensor],
 ) -> History:
-    """Train the model in place, with all that an option asks for around the loop: LoRA, TensorBoard."""
+    """Train the model in place, with all that options ask for around it: TensorBoard, LoRA (kept in `adapter`)."""
     board = None
     if config.tensorboard and distributed.rank() == 0:
         board = TensorBoard(config.tensorboard, config.learning_rate)
@@ -134,6 +144,7 @@ def fine_tune(
 
     history = train(model, examples, config, validate_and_tell, state, board.step if board else None)
     if lora:
+        adapter |= learnt_matrices(model)
         merge_lora(model, lora)
         log("LoRA is merged into the weights, and what will be saved is validated")
         history.by_epoch[-1] = validate_and_tell(config.epochs, history.by_epoch[-1]["train_loss"])

@@ -56,7 +56,7 @@ def file(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "tiny.gguf"
 
 
-def rewrite(path: Path, target: Path, kind: GGMLQuantizationType | None = None, **changes: Any) -> Path:
+def rewrite(path: Path, target: Path, kind: GGMLQuantizationType | None, **changes: Any) -> Path:
     """Write the same file anew with other metadata, `...` for none, and its matrices in another format."""
     reader = GGUFReader(path)
     writer = GGUFWriter(target, "llama")
@@ -197,7 +197,7 @@ def test_a_tokenizer_gives_the_same_ids_after_the_way_there_and_back(split: str,
 
 @pytest.mark.parametrize("split", ["gpt-2", "llama-bpe"])
 def test_the_same_ids_as_transformers_tokenizer_of_the_file(split: str, file: Path, tmp_path: Path) -> None:
-    path = rewrite(file, tmp_path / "other.gguf", **{"tokenizer.ggml.pre": split})
+    path = rewrite(file, tmp_path / "other.gguf", None, **{"tokenizer.ggml.pre": split})
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     ours = load_checkpoint(path).tokenizer
     ours.encode_special_tokens = False  # as theirs does
@@ -332,7 +332,7 @@ def test_what_cannot_be_computed_is_refused_by_name(name: str, run_main: Command
         data = file.read_bytes().replace(text(b"llama"), text(architecture.encode()), 1)
         (tmp_path / "other.gguf").write_bytes(data)
     else:
-        rewrite(file, tmp_path / "other.gguf", **changes)
+        rewrite(file, tmp_path / "other.gguf", None, **changes)
     outcome = run_main(convert.main, "from-gguf", tmp_path / "other.gguf", tmp_path / "out")
     assert_refused(outcome, complaint)
 

@@ -37,7 +37,7 @@ def write_gguf(path: Path, checkpoint: Checkpoint) -> None:
     from gguf import GGUFWriter  # an optional extra
 
     config = checkpoint.model.config
-    metadata = _metadata(path, checkpoint)
+    metadata = describe(path, checkpoint)
     tensors: dict[str, Tensor] = dict(checkpoint.model.named_parameters())  # tied embeddings once
     if config.rope_scaling:
         tensors[ROPE_FACTORS] = rope_factors(config)
@@ -73,8 +73,11 @@ def _numbers(path: Path, name: str, tensor: Tensor, config: ModelConfig) -> Any:
     return values.half().numpy()
 
 
-def _metadata(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what llama.cpp's converter would write of the same model's Hugging Face folder, by key."""
+def describe(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what llama.cpp's converter would write of the same model's Hugging Face folder, by key.
+
+    Raises UserError where GGUF has no name for such a tokenizer.
+    """
     config = checkpoint.model.config
     settings = settings_files(checkpoint)
     head_dim = config.head_dim
