@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from copy import deepcopy
@@ -362,6 +363,17 @@ def test_a_format_that_gives_no_numbers_is_refused(kind: int, run_main: Command,
     data[place : place + 4] = struct.pack("<I", kind)
     file.write_bytes(data)
     assert_refused(run_main(convert.main, "from-gguf", file, tmp_path / "out"), "is stored ")
+
+
+def test_missing_files_folders_and_pipes_are_told(run_main: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    for name, complaint in [
+        ("pipe.gguf", "it is no file, but a pipe or the like"),
+        ("folder.gguf", "is it the folder of a Hugging Face model?"),
+        ("missing.gguf", "No such file or directory; name a file that is there"),
+    ]:
+        assert_refused(run_main(convert.main, "from-gguf", tmp_path / name, tmp_path / "out"), complaint)
 
 
 def test_where_the_package_is_missing_the_line_says_how_to_install_it(

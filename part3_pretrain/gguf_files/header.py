@@ -6,8 +6,10 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,15 +41,19 @@ def is_gguf(path: Path) -> bool:
     """Return whether a file has the ending or the first bytes of GGUF; a missing one with the ending has it too."""
     if path.suffix == ".gguf":
         return True
+    if not os.path.isfile(path):  # a pipe, say, would be waited for
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except (OSError, ValueError):  # why it cannot be read is told by who reads it
+    except OSError:  # why it cannot be read is told by who reads it
         return False
 
 
 def read_header(path: Path) -> Header:
     """Read the head of a file. Raise OSError where it cannot be read, ValueError where it is damaged."""
+    if not S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no file, but a pipe or the like")
     with path.open("rb") as file:
         cursor = _Cursor(file.read(MAX_HEADER_BYTES))
     if cursor.data[: len(MAGIC)] != MAGIC:

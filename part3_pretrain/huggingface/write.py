@@ -1,4 +1,4 @@
-"""Write a checkpoint as a Hugging Face folder, which transformers, vLLM and llama.cpp's converter read."""
+"""Write a checkpoint as a Hugging Face folder, which transformers and vLLM read."""
 
 from __future__ import annotations
 
