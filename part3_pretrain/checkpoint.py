@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from part3_pretrain.gguf_files.header import is_gguf
+from part3_pretrain.gguf_files.read import read_gguf
 from part3_pretrain.huggingface.read import SETTINGS_FILES, read_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime.cli import UserError, first_line
@@ -46,13 +48,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
-    """Read a checkpoint or a Hugging Face folder; no code in it is run, and weights are in memory once.
+    """Read a checkpoint, a Hugging Face folder or a GGUF file; no code in it is run, and weights are in memory once.
 
     `dtype` is the number format of the weights; None keeps that of the file. Raise UserError where the file is
     missing, damaged, not a checkpoint, or its parts do not fit together.
     """
     if os.path.isdir(path):  # unlike Path.is_dir, it never raises: why a path cannot be read is told below
         model, tokenizer, settings = read_folder(path, dtype)
+        return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
+    if is_gguf(path):
+        model, tokenizer, settings = read_gguf(path, dtype)
         return Checkpoint(model, tokenizer, {"from": str(path)}, settings)
     try:
         contents = safe_load(path, mmap=True)

@@ -30,7 +30,7 @@ class SFTConfig:
 
     model: Path = option(
         DEFAULT_CHECKPOINT,
-        "checkpoint, or folder of a Hugging Face model, to start from; the default is pretrained if missing",
+        "checkpoint, folder of a Hugging Face model or GGUF file to start from; the default is pretrained if missing",
         **PATH,
     )
     data: Path | None = option(
@@ -59,6 +59,12 @@ class SFTConfig:
     )
     out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
+    save_as: Path | None = option(
+        None,
+        "folder for transformers, or FILE.gguf for llama.cpp, that the fine-tuned model is written to besides; by "
+        "default sft_model in --checkpoint-dir where --model is a folder or a GGUF file",
+        **PATH,
+    )
     epochs: int = option(5, "how often every training pair is seen", **at_least(1))
     learning_rate: float = option(5e-5, "Adam's (highest) learning rate", **ABOVE_ZERO)
     schedule: str = option(

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part4_sft import report
 from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.evaluation import UNSEEN_SETS, Entry
+from part4_sft.extras.save_as import check_place, save_as
 from part4_sft.formats import load_pairs
 from part4_sft.preparation import Data
 
@@ -27,6 +30,7 @@ def check_outputs(config: SFTConfig) -> None:
     check_writable(config.out_dir, config.checkpoint_dir)
     if config.tensorboard:
         check_writable(config.tensorboard)
+    check_place(config)
     files = [path for path in config.out_dir.iterdir() if path.suffix in (".json", ".png", ".md")]
     checkpoints = [config.checkpoint_dir / name for name in (MODEL_FILE, STATE_FILE, BEST_FILE)]
     check_not_folder(*files, *checkpoints)
@@ -62,6 +66,7 @@ def save(
     entries: dict[str, list[Entry]],
     data: Data,
     config: SFTConfig,
+    adapter: dict[str, Tensor],
 ) -> list[Path]:
     """Write the model, the data, the numbers, the replies, the picture and the report; return their paths."""
     out = config.out_dir
@@ -74,7 +79,8 @@ def save(
         "results": {author: evaluation[author] for author in ("pretrained", "sft")},
         "hand_over": evaluation["hand_over"]["threshold"] if "hand_over" in evaluation else 0.0,
     }
-    save_checkpoint(model_file, replace(checkpoint, made_by=made_by))
+    trained = replace(checkpoint, made_by=made_by)
+    save_checkpoint(model_file, trained)
     written = [model_file]
     written += save_data(config, data)
     contents: dict[str, Any] = {"evaluation.json": evaluation}
@@ -92,7 +98,7 @@ def save(
     for name in ("replies.json", *RETAIL_RESULTS):  # those of an earlier run are of another model
         if out / name not in written:
             (out / name).unlink(missing_ok=True)
-    return [*written, curve, text]
+    return [*written, curve, text, *save_as(config, trained, adapter)]  # last: should it fail, nothing else is lost
 
 
 def save_data(config: SFTConfig, data: Data) -> list[Path]:

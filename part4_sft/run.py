@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,16 +29,13 @@ from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
 from part4_sft.config import BEST_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import run_controls
-from part4_sft.encoding import Example, PairEncoder
+from part4_sft.encoding import PairEncoder
 from part4_sft.evaluation import evaluate, validate
-from part4_sft.extras.best_epoch import BestEpoch, find_best
-from part4_sft.extras.expected_time import TrainingTime
 from part4_sft.extras.extent import LARGEST_MODEL, choose_pairs, settle_extent
-from part4_sft.extras.lora import add_lora, merge_lora
-from part4_sft.extras.tensorboard import TensorBoard
+from part4_sft.extras.save_as import check_model
+from part4_sft.fine_tuning import FineTuned, fine_tune
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
-from part4_sft.training import History, Step, Validate, train
 
 
 def run(config: SFTConfig) -> dict[str, Any]:
@@ -63,6 +59,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             pretrain(PretrainConfig(*files, device=config.device, seed=config.seed, resume=config.resume))
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
         checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
+    check_model(config, checkpoint)
     model = checkpoint.model.to(device)
     config = settle_extent(config, count_parameters(model))
     answered = choose_pairs(data, config.evaluate)
@@ -80,7 +77,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
         with timed("fine_tuning", timing):
             timed_validation = timed("validation", timing)(validate_epoch)
-            history, chosen = fine_tune(model, examples.training, config, timed_validation, state)
+            tuned = fine_tune(model, examples.training, config, timed_validation, state)
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
@@ -91,12 +88,11 @@ def run(config: SFTConfig) -> dict[str, Any]:
             if "ceiling" in scores and small and not config.stream:
                 with timed("controls", timing):
                     scores["controls"] = run_controls(pretrained, model, encoder, data, entries["test"], config)
-            evaluation = describe_run(config, model, data, examples, timing) | scores | describe_training(history)
-            evaluation |= chosen
+            evaluation = describe_run(config, model, data, examples, timing) | scores | describe_training(tuned)
             evaluation["examples"] = entries.get("test", [])[:8]
             trained = replace(checkpoint, model=whole(model))
             if distributed.rank() == 0:
-                written = save(trained, digest, evaluation, entries, data, config)
+                written = save(trained, digest, evaluation, entries, data, config, tuned.adapter)
                 report.print_summary(evaluation, written)
     (config.checkpoint_dir / BEST_FILE).unlink(missing_ok=True)  # of this run, or of one that was not resumed
     return evaluation
@@ -123,45 +119,6 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
         cure = "put back what it was; the same command with --resume goes on"
         raise UserError(f"{config.model} has been changed since the training began", cure)
     return pretrained.to(model.embed_tokens.weight.device, dtype)
-
-
-def fine_tune(
-    model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
-) -> tuple[History, dict[str, int]]:
-    """Train the model in place, with all that an option asks for around the loop: LoRA, TensorBoard, the best epoch.
-
-    Returns what the training saw, and the numbers of the best epoch and of the one whose weights the model has.
-    """
-    watchers: list[Any] = [TrainingTime(config.epochs * math.ceil(len(examples) / config.batch_size), config.epochs)]
-    if config.tensorboard and distributed.rank() == 0:
-        watchers.append(TensorBoard(config.tensorboard))
-    lora = add_lora(model, config.lora_rank) if config.lora_rank else None
-    keeper = BestEpoch(model, config.checkpoint_dir / BEST_FILE) if config.keep == "best" else None
-    model.gradient_checkpointing = config.gradient_checkpointing
-
-    def validate_and_tell(epoch: int, train_loss: float | None) -> dict[str, Any]:
-        entry = validate(epoch, train_loss)
-        log(report.describe_epoch(entry))
-        for watcher in watchers:
-            watcher.epoch(entry)
-        return entry
-
-    def on_step(number: int, step: Step) -> None:
-        for watcher in watchers:
-            watcher.step(number, step)
-
-    on_epoch = keeper.save if keeper else lambda by_epoch: None
-    history = train(model, examples, config, validate_and_tell, state, on_step, on_epoch)
-    best = find_best(history.by_epoch)
-    kept = best if keeper else config.epochs
-    if keeper and kept < config.epochs:
-        log(f"the model is that of epoch {kept} again, after which the validation loss was lowest")
-        keeper.restore()
-    if lora:
-        merge_lora(model, lora)
-        log("LoRA is merged into the weights, and what will be saved is validated")
-        history.by_epoch[kept] = validate_and_tell(kept, history.by_epoch[kept]["train_loss"])
-    return history, {"best_epoch": best, "kept_epoch": kept}
 
 
 def whole(model: Transformer) -> Transformer:
@@ -197,11 +154,12 @@ def describe_run(
     }
 
 
-def describe_training(history: History) -> dict[str, Any]:
+def describe_training(tuned: FineTuned) -> dict[str, Any]:
     """Return the part of `evaluation.json` that tells how the fine-tuning went, by epoch and by step."""
     measures = ("loss", "gradient_norm", "learning_rate")
-    steps = {name: [getattr(step, name) for step in history.steps] for name in measures}
-    return {"by_epoch": history.by_epoch, "steps": steps}
+    steps = {name: [getattr(step, name) for step in tuned.history.steps] for name in measures}
+    epochs = {"best_epoch": tuned.best_epoch, "kept_epoch": tuned.kept_epoch}
+    return {"by_epoch": tuned.history.by_epoch, "steps": steps} | epochs
 
 
 def count_parameters(model: Transformer) -> int:

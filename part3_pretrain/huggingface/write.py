@@ -1,9 +1,10 @@
-"""Write a checkpoint as a Hugging Face folder, which transformers, vLLM and llama.cpp's converter read."""
+"""Write a checkpoint as a Hugging Face folder, which transformers and vLLM read."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from part3_pretrain.huggingface.config import Settings, as_list, to_hugging_face
 from part3_pretrain.runtime.cli import UserError, first_line, unescape
 from part3_pretrain.runtime.files import atomic_folder
 
+MADE_HERE = "Fine-tuned by `part4_sft`"  # begins a model card
 CARD_SETTINGS = ("epochs", "learning_rate", "batch_size", "lora_rank", "dtype", "seed")  # of a fine-tuning
 CARD_WORDS = {  # for settings and measures whose names are not words
     "lora_rank": "LoRA rank (0: all weights trained)",
@@ -25,11 +27,18 @@ CARD_WORDS = {  # for settings and measures whose names are not words
 }
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the whole folder, model card included, or nothing. Raise UserError where it is not empty or writable."""
-    if os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.glob("*"))):  # neither of them raises
+def write_folder(
+    folder: Path, checkpoint: Checkpoint, replace: bool = False, add: Callable[[Path], None] | None = None
+) -> None:
+    """Write the whole folder, model card included, or nothing.
+
+    Args:
+        replace: whether what is in the folder goes; else UserError is raised where it is not empty.
+        add: called with the folder before it takes its place, to write more into it.
+    """
+    if not replace and os.path.exists(folder) and (not os.path.isdir(folder) or any(folder.glob("*"))):  # none raises
         raise UserError(f"{folder} is there already", "name a new folder, so that no file of another model stays in it")
-    files = _settings(checkpoint)
+    files = settings_files(checkpoint)
     files["tokenizer.json"] = checkpoint.tokenizer.to_str(pretty=True)
     files["README.md"] = model_card(folder.resolve().name, checkpoint)
     weights = {
@@ -42,9 +51,11 @@ def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (temporary / name).write_text(text, encoding="utf-8")
+        if add:
+            add(temporary)
 
 
-def _settings(checkpoint: Checkpoint) -> Settings:
+def settings_files(checkpoint: Checkpoint) -> Settings:
     """Return the settings files that the model came with, or made ones, with today's number format and <EOS>."""
     model = checkpoint.model
     settings = to_hugging_face(model.config, checkpoint.tokenizer) | deepcopy(checkpoint.hugging_face)
@@ -86,7 +97,7 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
     for measure in results["sft"]:
         table.append([_words(measure), *(f"{scores[measure]:.4f}" for scores in results.values())])
     return [
-        f"Fine-tuned by `part4_sft` from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
+        f"{MADE_HERE} from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
         f"pairs ({data_file}), with the loss on the response alone.",
         f"## Prompt\n\n```\n{unescape(settings['prompt_template'])}\n```",
         "The response begins with a space and ends with the end-of-text token.",
