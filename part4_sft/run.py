@@ -29,8 +29,9 @@ from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
 from part4_sft.config import STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import LARGEST_MODEL, run_controls
-from part4_sft.encoding import Example, PairEncoder
+from part4_sft.encoding import Example
 from part4_sft.evaluation import evaluate, validate
+from part4_sft.extras.conversations import choose_template, make_encoder, with_template
 from part4_sft.extras.lora import add_lora, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
@@ -60,7 +61,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
         checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
     model = checkpoint.model.to(device)
-    encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
+    template = choose_template(checkpoint, config.chat_template, config.prompt_template)
+    config = with_template(config, template)
+    encoder = make_encoder(checkpoint, template, config.max_length, config.max_new_tokens, config.train_on_turns)
 
     with timed("tokenising", timing):
         examples = encode_data(config, data, encoder)
@@ -112,6 +115,7 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
     if digest_of_weights(pretrained) != digest:
         cure = "put back what it was; the same command with --resume goes on"
         raise UserError(f"{config.model} has been changed since the training began", cure)
+    pretrained.config = model.config  # whose chat template may have another token end a reply
     return pretrained.to(model.embed_tokens.weight.device, dtype)
 
 
