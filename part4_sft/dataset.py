@@ -31,7 +31,7 @@ class Pair:
     response: str
     high_quality: int = 1
     place: str = field(default="", compare=False)  # such as "pairs.jsonl, line 3", for messages
-    turns: Turns = ()  # what the context stands for, where that is more than one message of a user
+    turns: Turns = field(default=(), compare=False)  # that the context stands for, if not one message of a user
 
 
 def trainable(pairs: Iterable[Pair], train_on: str) -> list[Pair]:
