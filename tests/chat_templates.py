@@ -94,3 +94,10 @@ FAMILIES = {
     ),
     "qwen3": Family(TEMPLATES["qwen3"], "<|im_end|>", IM),
 }
+# ChatML that tells what the assistant wrote.
+GENERATION = FAMILIES["chatml"].source.replace(
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}",
+    "{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}{% generation %}"
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}"
+    "{% endif %}{{ '\n' }}",
+)

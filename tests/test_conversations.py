@@ -18,7 +18,7 @@ from part3_pretrain.runtime.cli import UserError
 from part4_sft.dataset import Pair, Turns
 from part4_sft.extras.chat_template import ChatTemplate
 from part4_sft.extras.conversations import ChatEncoder, choose_template, make_encoder
-from tests.chat_templates import FAMILIES, Family
+from tests.chat_templates import FAMILIES, GENERATION, Family
 
 SYSTEM = ("system", "  You are kind. ")
 USER, ASSISTANT = ("user", "My desk is late (order 48213)?\n"), ("assistant", " I am sorry. It is on its way.\n")
@@ -83,7 +83,7 @@ def test_ids_are_those_of_transformers(name: str, turns: Turns, tokenizer: Token
     assert example.ids == whole[: len(example.ids)] and example.ids[: len(prompt) - 1] == prompt[:-1]
     assert encoder.eos_id == checkpoint.tokenizer.token_to_id(FAMILIES[name].end_of_turn)
     assert encoder.eos_id not in whole[len(example.ids) :]
-    learnt = [[]]
+    learnt: list[list[int]] = [[]]
     for label in example.labels:
         learnt[-1] += [label] * (label != -100)
         if label == encoder.eos_id:
@@ -181,12 +181,6 @@ def test_no_letter_of_a_message_is_lost_where_control_tokens_are_text(tokenizer:
     assert any(ids[place : place + len(apart)] == apart for place in range(len(ids)))
 
 
-GENERATION = FAMILIES["chatml"].source.replace(
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}",
-    "{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}"
-    "{% endif %}{{ '\n' }}",
-)
 FOUR = CONVERSATIONS["four"]
 
 
@@ -255,6 +249,9 @@ def test_too_long_a_conversation_loses_its_oldest_turns_and_never_the_response(
         encoder.encode_prompt("", 20, (("system", "Be kind. " * 20), ("user", "a")))
 
 
+SPEAKERLESS = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
@@ -265,9 +262,9 @@ def test_too_long_a_conversation_loses_its_oldest_turns_and_never_the_response(
         ("{{ 'a' * 10 ** 10 }}", "the chat template fails: MemoryError"),
         ("{{ 'a' * 10 ** 8 }}", "the chat template fails: what it writes is too long"),
         ("{{ '\\ud800' }}", "the chat template fails: 'utf-8' codec can't encode"),
-        ("{{ messages | tojson }}", "the chat template puts no control token behind a reply, so nothing would end one"),
-        ("{{ messages | length }}{% for m in messages %}{{ m.content }}<EOS>{% endfor %}", "in another way once"),
-        ("{% for m in messages %}{{ m.content }}{% if loop.last and m.role == 'assistant' %}<EOS>{% endif %}{% endfor %}", "<EOS> behind a turn"),
+        ("{{ messages | tojson }}", "the chat template puts no control token behind a reply, so nothing"),
+        ("{{ messages | length }}" + SPEAKERLESS + "<EOS>", "writes what a reply answers in another way once"),
+        (SPEAKERLESS + "{% if messages[-1].role != 'user' %}<EOS>{% endif %}", "puts no <EOS> behind a turn of the assist"),
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_be_used_is_told(source: str, complaint: str, tokenizer: Tokenizer) -> None:
@@ -298,11 +295,8 @@ def test_a_template_that_leaves_no_room_is_told(tokenizer: Tokenizer) -> None:
 
 def test_replies_end_where_the_template_says(tokenizer: Tokenizer) -> None:
     checkpoint = checkpoint_of(FAMILIES["chatml"], tokenizer)
-    model = checkpoint.model
-    end = checkpoint.tokenizer.token_to_id("<|im_end|>")
+    model, end = checkpoint.model, checkpoint.tokenizer.token_to_id("<|im_end|>")
     model.config = replace(model.config, pad_id=end)
-    assert model.config.eos_ids == (1,)
-    encoder_of(checkpoint)
-    assert (model.config.eos_ids, model.config.pad_id) == ((end, 1), None)
-    encoder_of(checkpoint)
-    assert model.config.eos_ids == (end, 1)
+    for _ in range(2):
+        encoder_of(checkpoint)
+        assert (list(model.config.eos_ids), model.config.pad_id) == ([end, 1], None)

@@ -7,26 +7,32 @@ Adam at a constant learning rate. TRL comes with benchmarks/requirements.txt; wh
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.corpus import IGNORE_INDEX
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.model import ModelConfig, Transformer
 from part4_sft.config import SFTConfig
+from part4_sft.dataset import Pair, Turns
 from part4_sft.encoding import Example
+from part4_sft.extras.conversations import choose_template, make_encoder
 from part4_sft.training import shuffled_batches, train
+from tests.chat_templates import FAMILIES, GENERATION
 
 STEPS, VOCABULARY = 50, 2048
 CONFIG = SFTConfig(epochs=1, batch_size=8, learning_rate=5e-5)
 
 
-def random_model() -> Transformer:
+def random_model(vocabulary: int = VOCABULARY) -> Transformer:
     """Weights so large that attention is sharp and the logits differ."""
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(VOCABULARY))
+    model = Transformer(ModelConfig(vocabulary))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(mean=1.0 if parameter.dim() == 1 else 0.0, std=0.1)
@@ -64,10 +70,59 @@ def test_every_step_has_the_loss_and_the_gradient_norm_of_trl(parts: int, tokeni
             train_sampling_strategy="sequential",
             **trl_side.SAME_ARITHMETIC,
         )
-    theirs = list(zip(measured.outcome, norms))
+    assert_same_steps(model, examples, config, measured.outcome, norms, learnt=0.5)
+
+
+def assert_same_steps(
+    model: Transformer,
+    examples: list[Example],
+    config: SFTConfig,
+    losses: list[float],
+    norms: list[float],
+    learnt: float,
+) -> None:
     history = train(model, examples, config, validate=lambda epoch, loss: {})
     ours = [(step.loss, step.gradient_norm) for step in history.steps]
-
     assert len(ours) == STEPS
-    assert ours[-1][0] < ours[0][0] - 0.5  # if nothing were learnt, any optimizer would pass
-    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=0)
+    assert ours[-1][0] < ours[0][0] - learnt  # if nothing were learnt, any optimizer would pass
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor([*zip(losses, norms)]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.slow
+def test_every_step_on_conversations_is_that_of_trl_with_the_loss_on_all_turns_of_the_assistant(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """TRL's chat template tells by `{% generation %}` what the assistant wrote; ours is the same without that."""
+    pytest.importorskip("trl")
+    from datasets import Dataset
+
+    from benchmarks import trl_side
+
+    family, rng = FAMILIES["chatml"], Random(0)
+    own = family.tokenizer(tokenizer)
+    words = [word for word in map(own.id_to_token, range(260, 600)) if word.isascii()]
+    conversations: list[Turns] = []
+    for number in range(STEPS * CONFIG.batch_size):
+        turns = [("system", "Be kind.")] * (number % 3 == 0)
+        for role in ("user", "assistant") * rng.randint(1, 3):
+            turns.append((role, " ".join(rng.choice(words) for _ in range(rng.randint(1, 12)))))
+        conversations.append(tuple(turns))
+    model = random_model(own.get_vocab_size())
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<PAD>"}
+    settings |= replace(family, source=GENERATION).settings["tokenizer_config.json"]
+    write_folder(tmp_path / "model", Checkpoint(model, own, {}, {"tokenizer_config.json": settings}))
+    places = [place for step in shuffled_batches(len(conversations), 8, 1, CONFIG.seed) for place in step]
+    messages = [[{"role": role, "content": content} for role, content in conversations[place]] for place in places]
+    measured, norms, _ = trl_side.fine_tune(
+        tmp_path / "model",
+        Dataset.from_dict({"messages": messages}),
+        assistant_only_loss=True,
+        completion_only_loss=False,
+        train_sampling_strategy="sequential",
+        **trl_side.SAME_ARITHMETIC,
+    )
+
+    checkpoint = Checkpoint(model, own, {}, family.settings)
+    encoder = make_encoder(checkpoint, choose_template(checkpoint, None, None), 512, 20)
+    pairs = [Pair("", turns[-1][1], turns=turns[:-1]) for turns in conversations]
+    assert_same_steps(model, encoder.encode_all(pairs), CONFIG, measured.outcome, norms, learnt=0.2)
