@@ -264,7 +264,7 @@ SPEAKERLESS = "{% for m in messages %}{{ m.content }}{% endfor %}"
         ("{{ '\\ud800' }}", "the chat template fails: 'utf-8' codec can't encode"),
         ("{{ messages | tojson }}", "the chat template puts no control token behind a reply, so nothing"),
         ("{{ messages | length }}" + SPEAKERLESS + "<EOS>", "writes what a reply answers in another way once"),
-        (SPEAKERLESS + "{% if messages[-1].role != 'user' %}<EOS>{% endif %}", "puts no <EOS> behind a turn of the assist"),
+        (SPEAKERLESS + "{% if messages[-1].role != 'user' %}<EOS>{% endif %}", "puts no <EOS> behind a turn of the"),
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_be_used_is_told(source: str, complaint: str, tokenizer: Tokenizer) -> None:

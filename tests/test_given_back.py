@@ -30,6 +30,9 @@ def base(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     own = family.tokenizer(tokenizer)
     model = Transformer(ModelConfig(own.get_vocab_size(), 32, 64, 2, 2, 2))
+    with torch.no_grad():  # so large that replies depend on the questions
+        for parameter in model.parameters():
+            parameter.normal_(mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
     settings = family.settings | {"generation_config.json": {"eos_token_id": 1, "repetition_penalty": 1.3}}
     save_checkpoint(tmp_path / "base.pt", Checkpoint(model, own, {}, settings))
     return tmp_path / "base.pt"
@@ -54,7 +57,7 @@ def test_the_pipeline_answers_as_chat_does(
     own: bool, base: Path, conversations: Path, run_main: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how = [] if own else ["--prompt-template", r"### Instruction:\n{context}\n\n### Response:"]
-    options = ["--epochs", 12, "--learning-rate", 0.005, "--batch-size", 8, "--samples-per-context", 1]
+    options = ["--epochs", 2, "--learning-rate", 0.001, "--batch-size", 8, "--samples-per-context", 1]
     options += ["--max-new-tokens", 16, "--model", base, "--data", conversations, *in_folder(tmp_path)]
     status, _, stderr = run_main(sft.main, *options, *how)
     assert status == 0, stderr
@@ -83,7 +86,7 @@ def test_the_pipeline_answers_as_chat_does(
         ours = json.loads(printed)["sft"]["text"]
         assert theirs([{"role": "user", "content": question}]) == ours
         replies.append(ours)
-    assert len(set(replies)) > 1 and all(replies)
+    assert len(set(replies)) > 3 and all(replies)
 
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTIONS[0]}\nHalve it.\n/new\nHalve it.\n"))
     _, printed, _ = run_main(chat.main, "--model", trained, "--json", "--temperature", 0, "--max-new-tokens", 16)
