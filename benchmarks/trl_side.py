@@ -63,12 +63,13 @@ def exported(model: Transformer, tokenizer: Tokenizer) -> Iterator[Path]:
 
 
 def fine_tune(
-    folder: Path, examples: Sequence[Example], steps: int = -1, batch_size: int = 8, **settings: Any
+    folder: Path, examples: Sequence[Example] | Dataset, steps: int = -1, batch_size: int = 8, **settings: Any
 ) -> tuple[Measured, list[dict[str, float]], Any]:
     """Fine-tune by `SFTTrainer`.
 
     Args:
         folder: the model to start from, as `exported` writes it.
+        examples: or a data set as TRL takes it.
         steps: how many; by default an epoch.
         settings: of TRL's `SFTConfig`; all others are as they come, but for the device, logs and files.
 
@@ -80,27 +81,26 @@ def fine_tune(
         "num_train_epochs": 1,
         "max_steps": steps,
         "learning_rate": 5e-5,
+        "completion_only_loss": True,
         "use_cpu": not torch.cuda.is_available(),
         **settings,
     }
+    if not isinstance(examples, Dataset):
+        ids, labels = [example.ids for example in examples], [example.labels for example in examples]
+        masks = [[int(label != IGNORE_INDEX) for label in of_one] for of_one in labels]
+        examples = Dataset.from_dict({"input_ids": ids, "completion_mask": masks})
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(folder),
         TRLConfig(
             output_dir=str(folder.parent / "trl"),
             per_device_train_batch_size=batch_size,
-            completion_only_loss=True,
             logging_steps=1,
             disable_tqdm=True,
             report_to="none",
             save_strategy="no",
             **options,
         ),
-        train_dataset=Dataset.from_dict(
-            {
-                "input_ids": [example.ids for example in examples],
-                "completion_mask": [[int(label != IGNORE_INDEX) for label in example.labels] for example in examples],
-            }
-        ),
+        train_dataset=examples,
         processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[clock],
     )

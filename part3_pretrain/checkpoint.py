@@ -97,7 +97,8 @@ def check_made_by(made_by: dict[str, Any]) -> None:
     if not wrong:
         settings = {"prompt_template": "{context}", "max_length": 2} | made_by.get("settings", {})
         template, length = settings["prompt_template"], settings["max_length"]
-        if not isinstance(template, str) or template.count("{context}") != 1:
+        by_chat_template = template is None and settings.get("chat_template") == "model"
+        if not by_chat_template and (not isinstance(template, str) or template.count("{context}") != 1):
             wrong.append("prompt_template")
         if not isinstance(length, int) or length < 2:
             wrong.append("max_length")

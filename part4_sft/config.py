@@ -51,11 +51,22 @@ class SFTConfig:
         is_valid=lambda value: value is None or 0 < value < 0.5,
         type=float,
     )
-    prompt_template: str = option(
-        DEFAULT_TEMPLATE,
-        r"what the model reads before it answers; \n is a new line",
+    chat_template: str | None = option(
+        None,
+        "whether conversations are written as the model's own chat template has it; by default where it has one, and "
+        "no --prompt-template is given",
+        choices=["model", "none"],
+    )
+    train_on_turns: str = option(
+        "all", "turns of the assistant that give gradients, with a chat template", choices=["last", "all"]
+    )
+    prompt_template: str | None = option(
+        None,
+        rf"what the model reads before it answers, without a chat template; \n is a new line; by default "
+        f'"{DEFAULT_TEMPLATE}"',
         allowed="a text with {context} in it, once",
-        is_valid=lambda template: template.count("{context}") == 1,
+        is_valid=lambda template: template is None or template.count("{context}") == 1,
+        type=str,
     )
     out_dir: Path = option(Path("outputs"), "folder for data, loss curve, evaluation and report", **PATH)
     checkpoint_dir: Path = option(Path("checkpoints"), "folder for sft_model.pt", **PATH)
@@ -180,6 +191,8 @@ def check_combinations(config: SFTConfig) -> None:
         raise UserError(
             "--stream needs --data, --validation-data and --test-data: nothing is held out of a stream",
         )
+    if config.chat_template == "model" and config.prompt_template:
+        raise UserError("--chat-template model does not go together with --prompt-template", "choose one of them")
     if config.test_fraction and not config.data:
         raise UserError("--test-fraction is a share of --data", "name a file with --data too")
     cannot_be_sharded = {

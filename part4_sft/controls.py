@@ -111,7 +111,7 @@ def draw_unlikely_tokens(
 ) -> list[list[int]]:
     """Draw the first token of a reply to each context, none of the five that are the likeliest over all contexts."""
     room, device = longest_prompt(model, Sampling.of(config)), model.embed_tokens.weight.device
-    prompts = [torch.tensor([encoder.encode_prompt(pair.context, room)], device=device) for pair in pairs]
+    prompts = [torch.tensor([encoder.encode_prompt(pair.context, room, pair.turns)], device=device) for pair in pairs]
     logits = torch.cat([model.lm_head(model(prompt)[:, -1]).float().cpu() for prompt in prompts])  # (pairs, vocab_size)
     likeliest = logits.softmax(-1).mean(dim=0).topk(FORBIDDEN_TOKENS).indices.tolist()
     ends = [token for token in (model.config.pad_id, *model.config.eos_ids) if token is not None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from part3_pretrain.retail import world
 from part3_pretrain.retail.rubric import rate
@@ -17,6 +18,9 @@ from part3_pretrain.runtime.files import atomic_write
 HIGH_QUALITY_PAIRS, TYPICAL_PAIRS = 500, 4500  # of the training set
 PAIRS_OF_AN_INTENT = 12  # of the high-quality ones, at most: by chance, some intents would have 4 and others 18
 VALIDATION_PAIRS, TEST_PAIRS = 100, 200
+
+Turn = tuple[str, str]  # of a conversation: a role ("user", "assistant", "system") and what it says
+Turns = tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Pair:
     response: str
     high_quality: int = 1
     place: str = field(default="", compare=False)  # such as "pairs.jsonl, line 3", for messages
+    turns: Turns = field(default=(), compare=False)  # that the context stands for, if not one message of a user
 
 
 def trainable(pairs: Iterable[Pair], train_on: str) -> list[Pair]:
@@ -128,10 +133,14 @@ def hold_out(pairs: list[Pair], sizes: list[int], seed: int) -> list[list[Pair]]
 
 
 def save_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write a JSON array, one pair a line, each as soon as it is drawn."""
+    """Write a JSON array, one pair or conversation a line, each as soon as it is drawn."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for index, pair in enumerate(pairs):
-            entry = {"context": pair.context, "response": pair.response, "high_quality": pair.high_quality}
+            texts: dict[str, Any] = {"context": pair.context, "response": pair.response}
+            if pair.turns:
+                turns = (*pair.turns, ("assistant", pair.response))
+                texts = {"messages": [{"role": role, "content": content} for role, content in turns]}
+            entry = texts | {"high_quality": pair.high_quality}
             file.write((",\n" if index else "\n") + json.dumps(entry, ensure_ascii=False))
         file.write("\n]\n")

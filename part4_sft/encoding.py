@@ -22,7 +22,7 @@ from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.runtime.cli import UserError, unescape
 from part3_pretrain.runtime.log import note
 from part4_sft.config import DEFAULT_TEMPLATE
-from part4_sft.dataset import Pair
+from part4_sft.dataset import Pair, Turns
 
 TOKENIZER_BATCH_SIZE = 1000  # pairs; the tokenizer works on those of a batch in parallel
 MAX_PLACES_SHOWN = 10  # in a message
@@ -30,7 +30,7 @@ MAX_PLACES_SHOWN = 10  # in a message
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised pair: the ids of context and response, and as many labels, which are -100 over the context."""
+    """A tokenised pair: ids, and as many labels, which are the ids of what is to be learnt, and -100 elsewhere."""
 
     ids: list[int]
     labels: list[int]
@@ -74,10 +74,11 @@ class PairEncoder:
             )
         return cls(tokenizer, config.eos_ids[0], template, min(max_length, config.max_positions), config.max_positions)
 
-    def encode_prompt(self, context: str, room: int) -> list[int]:
+    def encode_prompt(self, context: str, room: int, turns: Turns = ()) -> list[int]:
         """Return the ids that a model answers, at most `room` and at most `max_length`; ValueError where none fits.
 
         Too long a context loses its beginning. Where the tokenizer begins texts with <BOS>, so does every prompt, once.
+        The `turns` that the context stands for are for a model with a chat template (`extras/conversations.py`).
         """
         room = min(room, self.max_length)
         if room <= self.bos_length:

@@ -67,7 +67,7 @@ def generate_replies(
     room = longest_prompt(model, sampling)
     begun = beginnings or [[]] * len(pairs)
     prompts = [
-        encoder.encode_prompt(pair.context, room - len(ids)) + ids
+        encoder.encode_prompt(pair.context, room - len(ids), pair.turns) + ids
         for pair, ids in distributed.shard([*zip(pairs, begun)])
     ]
     generated = distributed.all_gather(generate(model, prompts, sampling, seed=seed, progress=progress))
@@ -433,7 +433,7 @@ def perturbed_sets(
             if name == "one_typo" and context == pair.context:  # no typo is possible
                 continue
             response = pair.response.replace(scenario.item, perturbed.item)
-            sets[name][0].append(replace(pair, context=context, response=response))
+            sets[name][0].append(replace(pair, context=context, response=response, turns=()))
             sets[name][1].append(perturbed)
     return sets
 

@@ -7,7 +7,8 @@ file. Every layout may add "high_quality", 0 or 1, to all of its entries; withou
     {"prompt", "completion"}                TRL
     {"instruction", "output"}               Alpaca; an "input" that is not empty is the context's next line
     {"messages": [{"role", "content"}]}     chat, not in CSV; the last message, the assistant's, is the response, and
-                                            if several come before it, each is a line: "System: ...", "User: ..."
+                                            if several come before it, each is a line: "System: ...", "User: ...";
+                                            a model with a chat template reads them as the turns that they are
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_write, cannot_read
-from part4_sft.dataset import Pair
+from part4_sft.dataset import Pair, Turn, Turns
 
 # The keys that an entry must have (that of the context before that of the response), and those that it may have.
 LAYOUTS: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -201,7 +203,10 @@ def _csv_entries(text: str, path: Path) -> list[tuple[str, Any]]:
 def _pairs(entries: list[tuple[str, Any]]) -> list[Pair]:
     place, value = entries[0]
     first = _object(value, place)
-    return [_pair(value, first, place) for place, value in entries]
+    pairs = [_pair(value, first, place) for place, value in entries]
+    if any(pair.turns for pair in pairs):  # so that a file of them, too, has one layout
+        pairs = [replace(pair, turns=pair.turns or (("user", pair.context),)) for pair in pairs]
+    return pairs
 
 
 def _pair(value: object, first: _Object, place: str) -> Pair:
@@ -211,14 +216,20 @@ def _pair(value: object, first: _Object, place: str) -> Pair:
     high_quality = entry.get("high_quality", 1)
     if type(high_quality) is not int or high_quality not in (0, 1):  # True == 1 == 1.0, but they are no labels
         raise UserError(f'{place}: "high_quality" must be 0 or 1, not {_shown(high_quality)}')
+    turns: Turns = ()
     if required == ("messages",):
-        context, response = _conversation(entry["messages"], place)
+        *before, (_, response) = _conversation(entry["messages"], place)
+        context = "\n".join(f"{role.capitalize()}: {content}" for role, content in before)
+        if len(before) == 1:
+            context = before[0][1]
+        if [role for role, _ in before] != ["user"]:
+            turns = tuple(before)
     else:
         context_key, response_key = required
         parts = [_text(entry, context_key, place)]
         parts += [_text(entry, key, place, may_be_empty=True) for key in LAYOUTS[required] if key in entry]
         context, response = "\n".join(filter(str.strip, parts)), _text(entry, response_key, place)
-    return Pair(context, response, high_quality, place)
+    return Pair(context, response, high_quality, place, turns)
 
 
 def _layout(entry: _Object, first: _Object, place: str) -> tuple[str, ...]:
@@ -240,12 +251,12 @@ def _layout(entry: _Object, first: _Object, place: str) -> tuple[str, ...]:
     raise UserError(f"{place}: {problem}; it has {keys}", cure)
 
 
-def _conversation(messages: object, place: str) -> tuple[str, str]:
-    """Return the context and the response of a chat."""
+def _conversation(messages: object, place: str) -> list[Turn]:
+    """Return the turns of a chat, two at least; the last is the assistant's."""
     if not isinstance(messages, list):
         rule = '"messages" must be a list of objects {"role", "content"}, in a JSON or JSONL file, not'
         raise UserError(f"{place}: {rule} {_shown(messages)}")
-    turns = []
+    turns: list[Turn] = []
     for number, value in enumerate(messages, start=1):
         message_place = f"{place}, message {number}"
         message = _object(value, message_place)
@@ -257,10 +268,7 @@ def _conversation(messages: object, place: str) -> tuple[str, str]:
         turns.append((role, _text(message, "content", message_place)))
     if len(turns) < 2 or turns[-1][0] != "assistant":
         raise UserError(f'{place}: "messages" must be one message or more, and then a last one from the assistant')
-    *before, (_, response) = turns
-    if len(before) == 1:
-        return before[0][1], response
-    return "\n".join(f"{role.capitalize()}: {content}" for role, content in before), response
+    return turns
 
 
 def _object(value: object, place: str) -> _Object:

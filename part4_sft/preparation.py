@@ -111,4 +111,5 @@ def encode_data(config: SFTConfig, data: Data, encoder: PairEncoder) -> EncodedD
 
 def digest(pairs: list[Pair]) -> str:
     """Return a checksum of what the pairs say."""
-    return sha256(json.dumps([(pair.context, pair.response, pair.high_quality) for pair in pairs]).encode()).hexdigest()
+    said = [(pair.context, pair.response, pair.high_quality, *pair.turns) for pair in pairs]
+    return sha256(json.dumps(said).encode()).hexdigest()

@@ -29,8 +29,8 @@ from part3_pretrain.weights import model_from_tensors
 from part4_sft import report
 from part4_sft.config import BEST_FILE, STATE_FILE, SFTConfig, needs_pretraining
 from part4_sft.controls import run_controls
-from part4_sft.encoding import PairEncoder
 from part4_sft.evaluation import evaluate, validate
+from part4_sft.extras.conversations import choose_template, make_encoder, with_template
 from part4_sft.extras.extent import LARGEST_MODEL, choose_pairs, settle_extent
 from part4_sft.extras.save_as import check_model
 from part4_sft.fine_tuning import FineTuned, fine_tune
@@ -63,7 +63,9 @@ def run(config: SFTConfig) -> dict[str, Any]:
     model = checkpoint.model.to(device)
     config = settle_extent(config, count_parameters(model))
     answered = choose_pairs(data, config.evaluate)
-    encoder = PairEncoder.for_checkpoint(checkpoint, config.prompt_template, config.max_length, config.max_new_tokens)
+    template = choose_template(checkpoint, config.chat_template, config.prompt_template)
+    config = with_template(config, template)
+    encoder = make_encoder(checkpoint, template, config.max_length, config.max_new_tokens, config.train_on_turns)
 
     with timed("tokenising", timing):
         examples = encode_data(config, data, encoder)
@@ -118,6 +120,7 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
     if digest_of_weights(pretrained) != digest:
         cure = "put back what it was; the same command with --resume goes on"
         raise UserError(f"{config.model} has been changed since the training began", cure)
+    pretrained.config = model.config  # whose chat template may have another token end a reply
     return pretrained.to(model.embed_tokens.weight.device, dtype)
 
 

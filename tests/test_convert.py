@@ -16,7 +16,7 @@ from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.huggingface.write import CARD_SETTINGS, model_card
 from part3_pretrain.model import Transformer
-from part4_sft.config import SFTConfig
+from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
 from tests.conftest import Command, assert_refused
 
 
@@ -50,7 +50,8 @@ def test_there_and_back_gives_the_same_bits_which_transformers_reads(
     torch.testing.assert_close(theirs.state_dict()["lm_head.weight"], model.lm_head.weight.data, rtol=0, atol=0)
 
 
-SETTINGS = {name: getattr(SFTConfig(), name) for name in [*CARD_SETTINGS, "temperature", "prompt_template"]}
+SETTINGS = {name: getattr(SFTConfig(), name) for name in [*CARD_SETTINGS, "temperature"]}
+SETTINGS["prompt_template"] = DEFAULT_TEMPLATE
 FINE_TUNED: dict[str, Any] = {
     "from": "checkpoints/pretrained.pt",
     "settings": SETTINGS | {"data": "data/mine.csv"},
@@ -58,6 +59,7 @@ FINE_TUNED: dict[str, Any] = {
     "results": {"pretrained": {"bleu": 0.125, "rated_4_or_more": 0.25}, "sft": {"bleu": 0.5, "rated_4_or_more": 1.0}},
 }
 FINE_TUNED_PARTS = [
+    '---\nbase_model: "pretrained.pt"\ndatasets: ["mine.csv"]\ntags: ["sft", "conversational"]\npipeline_tag: text-gen',
     "from `pretrained.pt` on 2 (context, response) pairs (mine.csv), with the loss on the response alone.\n\n## Prompt",
     "\n```\nCustomer: {context}\nAgent:\n```\n",
     "\n- epochs: 5\n- learning rate: 5e-05\n- batch size: 1\n- LoRA rank (0: all weights trained): 0\n- number format",
@@ -71,13 +73,17 @@ FINE_TUNED_PARTS = [
     [
         (FINE_TUNED, FINE_TUNED_PARTS),
         (FINE_TUNED | {"settings": SETTINGS | {"data": None}}, ["pairs (synthetic retail support)"]),
+        (
+            FINE_TUNED | {"settings": SETTINGS | {"data": None, "prompt_template": None, "lora_rank": 4}},
+            ['tags: ["sft", "conversational", "lora"]', "The chat template of the model that it was made from"],
+        ),
         ({"seed": 3}, ["Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"]),
         ({"from": "models/SmolLM2"}, ["Converted from `SmolLM2`, which does not tell how it was made."]),
     ],
 )
 def test_the_model_card_tells_how_the_model_was_made(checkpoint: Checkpoint, made_by: Any, parts: list[str]) -> None:
     card = model_card("my-agent", replace(checkpoint, made_by=made_by))
-    header = "---\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n"
+    header = "\npipeline_tag: text-generation\nlibrary_name: transformers\n---\n\n# my-agent\n"
     for part in [header, "of the llama family with 39,840 parameters", *parts]:
         assert part in card
 

@@ -53,7 +53,7 @@ def test_the_beginning_is_that_of_the_file(file: Path, tmp_path: Path) -> None:
 
 
 def test_mapped_examples_are_a_sequence_and_damage_is_told(tmp_path: Path) -> None:
-    contents = {"ids": array("i", range(9)), "ends": array("q", [0, 4, 9]), "prompt_lengths": array("i", [1, 3])}
+    contents = {"ids": array("i", [~0, 1, 2, 3, ~4, ~5, ~6, 7, 8]), "ends": array("q", [0, 4, 9])}
     for name, values in contents.items():
         (tmp_path / name).write_bytes(values.tobytes())
     examples = MappedExamples(tmp_path)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.huggingface.config import Settings, as_list, to_hugging_face
+from part3_pretrain.huggingface.prompt_template import as_chat_template
 from part3_pretrain.runtime.cli import UserError, first_line, unescape
 from part3_pretrain.runtime.files import atomic_folder
 
@@ -56,7 +57,7 @@ def write_folder(
 
 
 def settings_files(checkpoint: Checkpoint) -> Settings:
-    """Return the settings files that the model came with, or made ones, with today's number format and <EOS>."""
+    """Return the settings files that the model came with, or made ones, with today's format, <EOS> and prompt."""
     model = checkpoint.model
     settings = to_hugging_face(model.config, checkpoint.tokenizer) | deepcopy(checkpoint.hugging_face)
     settings["config.json"]["torch_dtype"] = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
@@ -64,14 +65,23 @@ def settings_files(checkpoint: Checkpoint) -> Settings:
     for name in ("config.json", "generation_config.json"):
         if model.config.eos_ids[0] not in as_list(settings[name].get("eos_token_id")):  # else replies would not end
             settings[name]["eos_token_id"] = list(model.config.eos_ids)
+    fine_tuning = checkpoint.made_by.get("settings", {})
+    if fine_tuning:  # it was evaluated without
+        settings["generation_config.json"].pop("repetition_penalty", None)
+    if template := fine_tuning.get("prompt_template"):  # the model's own, if it has one, is not what it was trained by
+        settings["tokenizer_config.json"].pop("chat_template", None)
+        source = as_chat_template(template, checkpoint.tokenizer, model.config.eos_ids[0])
+        settings["chat_template.jinja"] = source
     return settings
 
 
 def model_card(name: str, checkpoint: Checkpoint) -> str:
     """Return Markdown with the header that the Hugging Face hub reads: how the model was made, and what it scored."""
     made_by = checkpoint.made_by
+    header = ["---", "pipeline_tag: text-generation", "library_name: transformers", "---"]
     if "results" in made_by:
         try:
+            header[1:1] = _metadata(made_by)
             history = _fine_tuning(made_by)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             cause = f"what the checkpoint tells of its making cannot be: {type(error).__name__}, {first_line(error)}"
@@ -80,16 +90,33 @@ def model_card(name: str, checkpoint: Checkpoint) -> str:
         history = [f"Converted from `{Path(made_by['from']).name}`, which does not tell how it was made."]
     else:
         history = ["Not fine-tuned by `part4_sft`. How it was made:", _bullets(made_by)]
-    header = "---\npipeline_tag: text-generation\nlibrary_name: transformers\n---"
     family, size = checkpoint.model.config.family, sum(weight.numel() for weight in checkpoint.model.parameters())
     about = f"A causal language model of the {family} family with {size:,} parameters."
-    return "\n\n".join([header, f"# {name}", about, *history]) + "\n"
+    return "\n\n".join(["\n".join(header), f"# {name}", about, *history]) + "\n"
+
+
+def _metadata(made_by: dict[str, Any]) -> list[str]:
+    """Return the lines of the card's header that tell of a run of `part4_sft`, whose values are JSON, and so YAML."""
+    settings = made_by["settings"]
+    facts = {
+        "base_model": Path(made_by["from"]).name,
+        "datasets": [_data_file(settings)],
+        "tags": ["sft", "conversational", *(["lora"] if settings["lora_rank"] else [])],
+    }
+    return [f"{name}: {json.dumps(fact, ensure_ascii=False)}" for name, fact in facts.items()]
+
+
+def _data_file(settings: dict[str, Any]) -> str:
+    return Path(settings["data"]).name if settings["data"] else "synthetic retail support"
 
 
 def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
     """Return the card's paragraphs about a run of `part4_sft`."""
     settings, data, results = made_by["settings"], made_by["dataset"], made_by["results"]
-    data_file = Path(settings["data"]).name if settings["data"] else "synthetic retail support"
+    prompt = "The chat template of the model that it was made from, by which replies end as well."
+    if settings["prompt_template"]:
+        prompt = f"```\n{unescape(settings['prompt_template'])}\n```\n\n"
+        prompt += "The response begins with a space and ends with the end-of-text token, as the chat template has it."
     table = [["measure", *results], ["---"] * (1 + len(results))]
     tested = f"Replies to {data['sft_test']} held-out contexts, at temperature {settings['temperature']:g}:"
     if not data["sft_test"]:
@@ -98,9 +125,8 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
         table.append([_words(measure), *(f"{scores[measure]:.4f}" for scores in results.values())])
     return [
         f"{MADE_HERE} from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
-        f"pairs ({data_file}), with the loss on the response alone.",
-        f"## Prompt\n\n```\n{unescape(settings['prompt_template'])}\n```",
-        "The response begins with a space and ends with the end-of-text token.",
+        f"pairs ({_data_file(settings)}), with the loss on the response alone.",
+        f"## Prompt\n\n{prompt}",
         f"## Settings\n\n{_bullets({_words(name): settings[name] for name in CARD_SETTINGS})}",
         f"## Results\n\n{tested}",
         "\n".join(f"| {' | '.join(row)} |" for row in table),

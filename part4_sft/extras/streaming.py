@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from functools import partial
 from hashlib import file_digest, sha256
 from itertools import accumulate
@@ -51,30 +52,28 @@ class TrainingData(NamedTuple):
 
 
 class MappedExamples(Sequence[Example]):
-    """Examples that stay in files of 4 bytes a token and 12 a pair; raises ValueError where these do not fit together.
+    """Examples that stay in files of 4 bytes a token and 8 a pair; raises ValueError where these do not fit together.
 
-    The file `ids` holds those of all examples one behind another, `ends` where each begins and ends (from 0 on), and
-    `prompt_lengths` how many labels of each are -100.
+    The file `ids` holds those of all examples one behind another, with all bits flipped where the label is -100, and
+    `ends` where each begins and ends (from 0 on).
     """
 
     def __init__(self, folder: Path) -> None:
         self.ids = _map_file(folder / "ids", "i")
         self.ends = _map_file(folder / "ends", "q")
-        self.prompt_lengths = _map_file(folder / "prompt_lengths", "i")
-        if len(self.ends) != len(self.prompt_lengths) + 1 or self.ends[-1] != len(self.ids):
+        if self.ends[-1] != len(self.ids):
             raise ValueError("the sizes of its files do not fit together")
 
     def __len__(self) -> int:
-        return len(self.prompt_lengths)
+        return len(self.ends) - 1
 
     def __getitem__(self, index: int | slice) -> Any:
         """Return an example, or for a slice a list of them."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]  # counts a negative index from the end, and raises IndexError
-        ids = self.ids[self.ends[place] : self.ends[place + 1]].tolist()
-        prompt_length = self.prompt_lengths[place]
-        return Example(ids, [IGNORE_INDEX] * prompt_length + ids[prompt_length:])
+        stored = self.ids[self.ends[place] : self.ends[place + 1]].tolist()
+        return Example([max(id, ~id) for id in stored], [id if id >= 0 else IGNORE_INDEX for id in stored])
 
 
 class ComputedBatches(Sequence[list[int]]):
@@ -134,7 +133,8 @@ def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) 
 
 def _tokenise_once(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> str:
     """Make the cache unless it is there, and return the digest of all that decides what is in it."""
-    decides = (encoder.tokenizer.to_str(), encoder.eos_id, encoder.template, encoder.max_length, train_on)
+    how = [getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"]
+    decides = (encoder.tokenizer.to_str(), how, train_on)
     try:
         with path.open("rb") as file:
             digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
@@ -175,7 +175,6 @@ def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path) -> 
     with (
         (folder / "ids").open("wb") as ids,
         (folder / "ends").open("wb") as ends,
-        (folder / "prompt_lengths").open("wb") as prompt_lengths,
         # Spawned, not forked: a process that has threads, as one of torchrun's does, cannot be copied safely.
         ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker, (encoder, train_on)) as pool,
         tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
@@ -183,7 +182,6 @@ def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path) -> 
         array("q", [0]).tofile(ends)
         for part in _in_order(pool, _chunks(path), ahead=2 * workers):
             part.ids.tofile(ids)
-            part.prompt_lengths.tofile(prompt_lengths)
             array("q", accumulate(part.lengths, initial=tokens))[1:].tofile(ends)
             tokens += len(part.ids)
             examples += len(part.lengths)
@@ -217,7 +215,6 @@ class _Part(NamedTuple):
 
     ids: array[int]
     lengths: array[int]  # of the examples, in tokens
-    prompt_lengths: array[int]
     cut: list[str]  # places of the pairs whose contexts lost their beginning
     pairs: int
     size: int
@@ -230,6 +227,7 @@ def _prepare_worker(encoder: PairEncoder, train_on: str) -> None:
     global _how
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that started this one, and that its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each processor
+    encoder.tokenizer.encode_special_tokens = True  # as in `train_tokenizer`; what was sent here does not hold it
     _how = encoder, train_on
 
 
@@ -238,7 +236,7 @@ def _encode(chunk: _Chunk) -> _Part:
     pairs = pairs_of_lines(*chunk)
     examples, cut, too_long = encoder.encode_what_fits(trainable(pairs, train_on))
     encoder.check_all_fit(too_long)
-    ids = array("i", (token for example in examples for token in example.ids))
+    labelled = (both for example in examples for both in zip(example.ids, example.labels))
+    ids = array("i", (~id if label == IGNORE_INDEX else id for id, label in labelled))
     lengths = array("q", (len(example.ids) for example in examples))
-    prompt_lengths = array("i", (example.labels.count(IGNORE_INDEX) for example in examples))
-    return _Part(ids, lengths, prompt_lengths, cut, len(pairs), len(chunk[0]))
+    return _Part(ids, lengths, cut, len(pairs), len(chunk[0]))

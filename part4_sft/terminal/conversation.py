@@ -1,8 +1,9 @@
 """Both models reply to the same messages, side by side.
 
-Each message is answered by itself, as contexts are in training. Asked for the first time, a model answers as in
-`replies.json` of a run with the same settings; asked once more, it draws other words. Where the fine-tuned model is not
-sure, the message goes to a person instead.
+Each message is answered by itself, as contexts are in training; with a chat template, each model goes on with its own
+conversation, until the line /new. Asked for the first time, a model answers as in `replies.json` of a run with the same
+settings; asked once more, it draws other words. Where the fine-tuned model is not sure, the message goes to a person
+instead.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from part3_pretrain.runtime.log import note
 from part3_pretrain.runtime.printable import printable, printable_json
 from part3_pretrain.runtime.training_state import digest_of_weights
 from part4_sft import hand_over
-from part4_sft.config import DEFAULT_TEMPLATE, SFTConfig
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import Turn
 from part4_sft.encoding import PairEncoder
+from part4_sft.extras.conversations import choose_template, make_encoder
 from part4_sft.generation import Sampling, generate, longest_prompt, stream
 from part4_sft.terminal.screen import BOLD, DIM, columns_of, styled, wrapped
 
 NAMES = {"pretrained": "pretrained", "sft": "fine-tuned"}  # as they are shown
 GAP = "   "  # between columns
+NEW_CONVERSATION = "/new"  # a line that is no message
 Models = dict[str, tuple[Transformer, PairEncoder]]  # each with how it reads texts
 
 
@@ -70,7 +74,7 @@ def load_models(
         if not settings or "from" not in sft.made_by:
             raise UserError(f"{path} does not tell what it was fine-tuned from", "name that with --base")
         base = Path(sft.made_by["from"])
-    template = template or settings.get("prompt_template", DEFAULT_TEMPLATE)
+    chosen = choose_template(sft, settings.get("chat_template"), template or settings.get("prompt_template"))
     max_length = settings.get("max_length", SFTConfig.max_length)
     pretrained = load_checkpoint(base)
     # The digest is of weights in the number format of the run.
@@ -79,7 +83,7 @@ def load_models(
         note(f"{base} has been changed since {path} was made of it")
     models = {}
     for name, checkpoint in {"pretrained": pretrained, "sft": sft}.items():
-        encoder = PairEncoder.for_checkpoint(checkpoint, template, max_length, max_new_tokens)
+        encoder = make_encoder(checkpoint, chosen, max_length, max_new_tokens)
         models[name] = checkpoint.model.to(device).eval(), encoder
     return models, sft.made_by.get("hand_over", 0.0)
 
@@ -92,11 +96,15 @@ def converse(
     The fine-tuned model's reply is handed over where its confidence is below the threshold.
     """
     times_asked = Counter[str]()
+    said: dict[str, list[Turn]] = {name: [] for name in models}  # to each model and by it
     for context in contexts:
+        if context.strip() == NEW_CONVERSATION:
+            said = {name: [] for name in models}
+            continue
         own_seed = f"{seed}/{times_asked[context]}"
         times_asked[context] += 1
         streams = {
-            name: reply_to(*model, context, sampling, own_seed, threshold if name == "sft" else 0.0)
+            name: reply_to(*model, context, sampling, own_seed, threshold if name == "sft" else 0.0, said[name])
             for name, model in models.items()
         }
         if as_json:
@@ -115,15 +123,26 @@ def converse(
 
 
 def reply_to(
-    model: Transformer, encoder: PairEncoder, context: str, sampling: Sampling, seed: str, threshold: float
+    model: Transformer,
+    encoder: PairEncoder,
+    context: str,
+    sampling: Sampling,
+    seed: str,
+    threshold: float,
+    said: list[Turn],
 ) -> Iterator[Reply]:
-    """Yield the reply so far after every token, and the whole reply last; a reply that is handed over as a whole."""
-    prompt = encoder.encode_prompt(context, longest_prompt(model, sampling))
+    """Yield the reply so far after every token, and the whole reply last; a reply that is handed over as a whole.
+
+    `said` are the turns so far, to which the message is added, and in the end the reply.
+    """
+    said.append(("user", context))
+    prompt = encoder.encode_prompt(context, longest_prompt(model, sampling), tuple(said))
     if threshold:
         seeds = [seed, *(f"{seed}/other {number}" for number in range(hand_over.OTHERS))]
         drawn = generate(model, [prompt] * len(seeds), sampling, seeds=seeds)
         draft, *others = encoder.decode([reply.ids for reply in drawn])
         if hand_over.confidence(draft, others) < threshold:
+            said.append(("assistant", hand_over.REPLY))
             yield Reply(hand_over.REPLY, draft, drawn[0].stopped, True)
             return
     ids: list[int] = []
@@ -132,6 +151,7 @@ def reply_to(
         text = encoder.decode([ids])[0]
         yield Reply(text, text)
     text = encoder.decode([ids])[0]
+    said.append(("assistant", text))
     yield Reply(text, text, len(ids) < sampling.max_new_tokens, hand_over.EVIDENCE in text)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
-from part4_sft.config import DEFAULT_TEMPLATE, MODEL_FILE, SFTConfig
+from part4_sft.config import MODEL_FILE, SFTConfig
 from part4_sft.dataset import Pair, make_datasets, trainable
 from part4_sft.encoding import Example, PairEncoder
+from part4_sft.extras.conversations import choose_template, make_encoder
 from part4_sft.generation import Sampling, generate, longest_prompt
 from part4_sft.terminal.conversation import rating_in_words
 from part4_sft.terminal.screen import wrapped
@@ -67,9 +68,9 @@ def follow(path: Path, number: int, seed: int) -> None:
 def load(path: Path, settings: SFTConfig) -> tuple[Transformer, PairEncoder]:
     """Read a model, and how it reads texts: by the template that it was fine-tuned with, if it was."""
     checkpoint = load_checkpoint(path)
-    template = checkpoint.made_by.get("settings", {}).get("prompt_template", DEFAULT_TEMPLATE)
-    encoder = PairEncoder.for_checkpoint(checkpoint, template, settings.max_length, settings.max_new_tokens)
-    return checkpoint.model, encoder
+    made_with = checkpoint.made_by.get("settings", {})
+    template = choose_template(checkpoint, made_with.get("chat_template"), made_with.get("prompt_template"))
+    return checkpoint.model, make_encoder(checkpoint, template, settings.max_length, settings.max_new_tokens)
 
 
 def show_loss(model: Transformer, encoder: PairEncoder, examples: list[Example]) -> Tensor:
