@@ -96,6 +96,10 @@ def test_a_folder_appears_whole_and_readable_by_others_or_not_at_all(tmp_path: P
     message = r"^cannot write .*model: Directory not empty; make room or choose another$"
     with pytest.raises(UserError, match=message), atomic_folder(tmp_path / "model"):
         pass
+    with atomic_folder(tmp_path / "model", replace=True) as temporary:
+        (temporary / "other").touch()
+        assert (tmp_path / "model" / "file").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "other"]
 
 
 def test_what_stands_in_the_way_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from part3_pretrain.checkpoint import load_checkpoint, save_checkpoint
+from part3_pretrain.gguf_files import layout
 from part3_pretrain.gguf_files.write import write_gguf
 from part3_pretrain.huggingface.write import write_folder
 from part4_sft import config, sft
@@ -119,6 +120,15 @@ def test_a_tokenizer_without_a_name_in_gguf_is_told_before_the_training(
     save_checkpoint(tmp_path / "other.pt", replace(checkpoint, tokenizer=other))
     outcome = run_main(sft.main, *options, "--model", tmp_path / "other.pt", "--save-as", tmp_path / "a.gguf")
     assert_refused(outcome, "its tokenizer splits texts in another way than")
+    assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
+
+
+def test_without_the_package_a_gguf_file_is_refused_before_the_training(
+    run_main: Command, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "find_spec", lambda name: None)
+    outcome = run_main(sft.main, *options, "--save-as", tmp_path / "a.gguf")
+    assert_refused(outcome, "a.gguf needs gguf; install it with: pip install gguf==")
     assert not (tmp_path / "checkpoints" / "sft_model.pt").exists()
 
 

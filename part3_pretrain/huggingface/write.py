@@ -46,7 +46,7 @@ def write_folder(
         name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
         for name, parameter in checkpoint.model.named_parameters()  # tied embeddings once
     }
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, replace) as temporary:
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "model.safetensors").chmod(0o644)  # `save_file` makes it for the owner alone
         for name, content in files.items():

@@ -47,10 +47,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `folder`, and of all in it, once the block has ended well.
+def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `folder` once the block has ended well.
 
-    Raises UserError where that cannot be written; what was there before stays.
+    Raises UserError where that cannot be written; unless all in it may be replaced, it must be missing or empty.
     """
     target = Path(os.path.realpath(folder))
     check_writable(target.parent)
@@ -61,16 +61,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             temporary.chmod(0o755)  # it is made for the owner alone
             for path in [*temporary.rglob("*"), temporary]:
                 _sync(path)
-            before = temporary.with_name(f"{temporary.name}.before")  # a folder that holds something cannot be replaced
-            if os.path.isdir(target):
-                target.replace(before)
-            try:
-                temporary.replace(target)
-            except OSError:
-                before.replace(target)
-                raise
-            _sync(target.parent)
-            shutil.rmtree(before, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as before:
+                if moved := replace and os.path.isdir(target):
+                    target.replace(before)  # goes in the end
+                try:
+                    temporary.replace(target)
+                except BaseException:
+                    if moved:
+                        Path(before).replace(target)
+                    raise
+                _sync(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}", "make room or choose another") from error
 
