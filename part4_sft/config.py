@@ -56,6 +56,7 @@ class SFTConfig:
         "whether conversations are written as the model's own chat template has it; by default where it has one, and "
         "no --prompt-template is given",
         choices=["model", "none"],
+        type=str,
     )
     train_on_turns: str = option(
         "all", "turns of the assistant that give gradients, with a chat template", choices=["last", "all"]

@@ -87,6 +87,10 @@ def test_the_bounds_of_a_share_of_the_data(fraction: str) -> None:
         ("--gradient-accum 4", "use --micro-batch-size"),
         ("--stream", "--data, --validation-data and --test-data"),
         ("--stream --data a --test-data b", "--data, --validation-data and --test-data"),
+        (
+            "--chat-template model --prompt-template {context}",
+            "--chat-template model does not go together with --prompt-template; choose one of them",
+        ),
         ("--shard --lora-rank 1", "--shard does not go together with --lora-rank"),
         ("--shard --compile", "--shard does not go together with --compile"),
         ("--shard --dtype bfloat16 --moments-dtype bfloat16", "--shard does not go together with --moments-dtype"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime.cli import UserError
 from part4_sft.dataset import Pair, Turns
+from part4_sft.extras import chat_template
 from part4_sft.extras.chat_template import ChatTemplate
 from part4_sft.extras.conversations import ChatEncoder, choose_template, make_encoder
 from tests.chat_templates import FAMILIES, GENERATION, Family
@@ -113,14 +115,14 @@ def test_the_chosen_template_is_in_the_jinja_file_or_the_tokenizers_settings(tok
         assert chosen == (ChatTemplate(expected, ()) if expected else r"Customer: {context}\nAgent:")
     named = {"bos_token": {"content": "<s>"}, "eos_token": None, "model_max_length": 3, "chat_template": "a"}
     assert ChatTemplate.of({"tokenizer_config.json": named}) == ChatTemplate("a", (("bos_token", "<s>"),))
-    for own, chat_template, prompt_template, template in [
+    for own, how, prompt_template, template in [
         (True, None, "Q: {context}", "Q: {context}"),
         (True, "none", None, r"Customer: {context}\nAgent:"),
         (True, "model", None, ChatTemplate.of(checkpoint.hugging_face)),
         (False, "none", "Q: {context}", "Q: {context}"),
     ]:
         files = checkpoint.hugging_face if own else {}
-        assert choose_template(replace(checkpoint, hugging_face=files), chat_template, prompt_template) == template
+        assert choose_template(replace(checkpoint, hugging_face=files), how, prompt_template) == template
     with pytest.raises(UserError, match="--chat-template model needs a model that has one; use a --prompt-template"):
         choose_template(replace(checkpoint, hugging_face={}), "model", None)
 
@@ -283,8 +285,18 @@ def test_a_template_that_cannot_be_used_is_told(source: str, complaint: str, tok
     ],
 )
 def test_a_template_that_never_ends_does_not_hang(source: str, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"the chat template fails: (it takes too much time or memory|MemoryError)"):
-        encoder_of(checkpoint_of(replace(FAMILIES["chatml"], source=source), tokenizer))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"the chat template fails: (it takes too much time or memory|MemoryError)"):
+            encoder_of(checkpoint_of(replace(FAMILIES["chatml"], source=source), tokenizer))
+
+
+def test_a_process_that_was_killed_is_told(tokenizer: Tokenizer) -> None:
+    encoder = encoder_of(checkpoint_of(replace(FAMILIES["chatml"], source=FAMILIES["chatml"].source + " "), tokenizer))
+    process = chat_template._start(encoder.chat, os.getpid())
+    process.kill()
+    process.wait()
+    with pytest.raises(UserError, match="the chat template fails: it takes too much time or memory"):
+        encoder.encode_prompt("a", 100)
 
 
 def test_a_template_that_leaves_no_room_is_told(tokenizer: Tokenizer) -> None:

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from part3_pretrain.runtime.cli import UserError
-from part4_sft.dataset import Pair
+from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs, pairs_of_lines, relabel
 
 NAMES = ["pairs.json", "pairs.jsonl", "pairs.CSV"]
@@ -108,6 +108,24 @@ def test_a_conversation_has_a_line_for_each_message_before_the_response(tmp_path
     entries = [{"messages": turns}, {"messages": [{"role": "system", "content": "s"}, *turns[:2]]}]
     pairs = load_pairs(write(tmp_path / "pairs.json", entries))
     assert pairs == [Pair("User: m0\nAssistant: m1\nUser: m2", "m3"), Pair("System: s\nUser: m0", "m1")]
+
+
+def test_a_conversation_keeps_its_turns_and_is_saved_so_that_it_can_be_read_again(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user", "assistant")]
+    entries = [{"messages": some} for some in (turns, turns[1:], turns[1:3], turns[:1] + turns[2:3])]
+    pairs = load_pairs(write(tmp_path / "chats.json", entries))
+    u, a, s = ("user", "u"), ("assistant", "a"), ("system", "s")
+    assert [pair.turns for pair in pairs] == [(s, u, a, u), (u, a, u), (u,), (s,)]
+    save_pairs(tmp_path / "again.json", pairs)
+    again = load_pairs(tmp_path / "again.json")
+    assert again == pairs and [pair.turns for pair in again] == [pair.turns for pair in pairs]
+
+    single = load_pairs(write(tmp_path / "single.json", [{"messages": turns[1:3]}]))
+    assert single[0].turns == ()
+    save_pairs(tmp_path / "single again.json", single)
+    assert json.loads((tmp_path / "single again.json").read_text()) == [
+        {"context": "u", "response": "a", "high_quality": 1}
+    ]
 
 
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl", "my\npairs"])

@@ -15,15 +15,19 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tokenizers import Tokenizer
 
 from part3_pretrain.runtime.cli import UserError
 from part4_sft import sft
 from part4_sft.dataset import Pair, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.extras import streaming
+from part4_sft.extras.conversations import choose_template, make_encoder
 from part4_sft.extras.streaming import ComputedBatches, MappedExamples, load_beginning, load_stream
 from part4_sft.formats import load_pairs
+from tests.chat_templates import FAMILIES
 from tests.conftest import Command, in_folder
+from tests.test_conversations import checkpoint_of
 
 
 def lines(pairs: list[Pair]) -> list[str]:
@@ -127,6 +131,23 @@ def test_a_stream_gives_the_same_examples_and_the_second_run_finds_them(
     file.write_bytes(file.read_bytes() + b"\n")
     with pytest.raises(TypeError, match="not callable"):
         load_stream(file, encoder, "high", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_chat_template", [False, True])
+def test_a_stream_takes_control_tokens_for_text_and_labels_several_turns(
+    by_chat_template: bool, encoder: PairEncoder, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    if by_chat_template:
+        checkpoint = checkpoint_of(FAMILIES["chatml"], tokenizer)
+        encoder = make_encoder(checkpoint, choose_template(checkpoint, None, None), 512, 20)
+    texts = ["a <EOS> b <|im_end|>", "c", "d <EOS>", "e"]
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, texts)]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns[:2]}))
+    examples = list(load_stream(tmp_path / "chats.jsonl", encoder, "high", tmp_path).examples)
+    assert examples == encoder.encode_all(load_pairs(tmp_path / "chats.jsonl"))
+    assert [example.labels.count(encoder.eos_id) for example in examples] == [1 + by_chat_template, 1]
+    assert [example.ids.count(encoder.eos_id) for example in examples] == ([4, 2] if by_chat_template else [1, 1])
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,10 +78,12 @@ def _start(template: ChatTemplate, owner: int) -> Popen[str]:
 
 def _ask(process: Popen[str], request: dict[str, Any]) -> str:
     assert process.stdin and process.stdout
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    answer = json.loads(line) if line else {"error": "it takes too much time or memory"}  # and the process is gone
+    line = ""
+    with suppress(BrokenPipeError):  # it was killed before
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    answer = json.loads(line) if line else {"error": "it takes too much time or memory"}
     if "error" in answer:
         raise UserError(f"the chat template fails: {answer['error']:.300}", f"change the messages, or {OTHERWISE}")
     return str(answer["text"])
