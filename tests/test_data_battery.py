@@ -10,7 +10,7 @@ import pytest
 
 from part3_pretrain.checkpoint import load_checkpoint
 from part4_sft import sft
-from part4_sft.config import parse_arguments
+from part4_sft.config import DEFAULT_TEMPLATE, parse_arguments
 from part4_sft.encoding import PairEncoder
 from part4_sft.formats import load_pairs
 from part4_sft.preparation import encode_data, prepare_data
@@ -56,7 +56,7 @@ def test_every_pair_of_unusual_data_is_counted(
 ) -> None:
     (tmp_path / "pairs.json").write_text(contents)
     config = parse_arguments(["--data", str(tmp_path / "pairs.json"), "--max-new-tokens", "4", *options])
-    settings = config.prompt_template, config.max_length, config.max_new_tokens
+    settings = config.prompt_template or DEFAULT_TEMPLATE, config.max_length, config.max_new_tokens
     data, encoder = prepare_data(config), PairEncoder.for_checkpoint(load_checkpoint(tiny_checkpoint), *settings)
     encoded = encode_data(config, data, encoder)
     told = capsys.readouterr().err.replace(f"{tmp_path}/", "")
@@ -84,7 +84,7 @@ FAULTS: list[tuple[str | bytes, list[str], str]] = [  # contents, options, compl
     ("context,response\na,b,c\n", ["--data", "pairs.csv"], "row 2: has 3 cells, and the header has 2; put"),
     ('{"question": "a"}', [], 'pair 1: the key "context" is missing; it has "question"; the layouts'),
     (with_first(response="word " * 2 * MB), [], "pairs.json, pair 1: its response has 10000001 characters"),
-    (FOUR, ["--max-length", "4"], "pair 1: its response has 4 tokens, too many for 4 tokens; so have pair 2 (4 "),
+    (FOUR, ["--max-length", "4"], "pair 1: its response has 5 tokens, too many for 4 tokens; so have pair 2 (5 "),
     (FOUR, ["--test-data", "bad.json"], "bad.json, pair 2: must be an object"),
     (FOUR, ["--validation-data", "bad.json"], "bad.json, pair 2: must be an object"),
     (FOUR, ["--test-fraction", "0.49"], "4 different contexts are too few to hold 2 and 2 out"),
