@@ -103,6 +103,17 @@ def test_who_asks_where_the_order_is_and_gives_no_number_is_asked_for_it() -> No
     assert rate(known, asking.replace("help", "help with your order 48213")).score < 4.0
 
 
+def test_a_greeting_or_thanks_do_not_make_a_message_of_another_world_one_of_this() -> None:
+    for others in (
+        "Hi, how do I bake bread?",
+        "Thank you for the flour. Which oven do you use?",
+        "User: Hi\nUser: Bye",
+    ):
+        assert recognise(others) is None, others
+    for own in ("Hi", "thank you!", "ARE YOU A ROBOT"):
+        assert (scenario := recognise(own)) and scenario.intents[0] in SMALL_TALK
+
+
 def test_small_talk_of_another_kind_and_any_promise_are_no_answer_to_small_talk() -> None:
     offer = "I am happy to help with an order."
     for reply, score in {

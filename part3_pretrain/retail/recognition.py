@@ -72,7 +72,12 @@ def _find_service(context: str) -> Iterator[_Mention]:
 
 
 def _find_others(context: str) -> Iterator[_Mention]:
-    for intent in SMALL_TALK + OUTSIDE:
+    """Small talk is a whole message: "Hi" before a question of another world does not make it one of this."""
+    said = context.strip().rstrip(".?!")
+    for intent in SMALL_TALK:
+        if any(message.lower().rstrip(".?!") == said for message in intent.messages):
+            yield _Mention(0, len(said), intent, None)
+    for intent in OUTSIDE:
         for message in intent.messages:
             text = message.lower().rstrip(".?!")
             if text in context and (match := re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)):
