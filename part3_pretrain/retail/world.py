@@ -223,7 +223,7 @@ def draw_customer(
         case "small_talk":
             return Scenario((draw_intent(SMALL_TALK, rng),))
         case "outside":
-            return Scenario((rng.choice(KNOWN_OUTSIDE),))
+            return Scenario((draw_intent(KNOWN_OUTSIDE, rng),))
         case "no_item":
             intents = [draw_intent(INTENTS, rng)]
             if rng.random() < two_problems:
