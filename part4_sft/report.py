@@ -152,17 +152,20 @@ def _introduction(evaluation: dict[str, Any]) -> str:
         recipe += f" ({config['schedule']} after {config['warmup_steps']} steps of warm-up)"
     if config["max_grad_norm"]:
         recipe += f", gradients scaled down to a norm of {config['max_grad_norm']:g}"
+    learnt = "response tokens only"
+    if config["chat_template"] == "model":
+        learnt = f"what the assistant says ({config['train_on_turns']} turns) in the model's own chat template"
     share = f"{answered} of {data['sft_test']}" if answered < data["sft_test"] else str(answered)
     tested = (
-        f"Then it and the model it started from answered {share} contexts that neither had seen, at temperature "
-        f"{config['temperature']:g}."
+        f"Then it and the model it started from answered {share} contexts that are not in the training data, "
+        f"at temperature {config['temperature']:g}."
     )
     if not answered:
         tested = "Neither it nor the model it started from wrote any reply (`--evaluate none`)."
     return (
         f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {config['epochs']} "
-        f"epochs on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, {recipe}, batch size "
-        f"{config['batch_size']}, loss over response tokens only, seed {config['seed']}. {tested}"
+        f"epoch{'s' * (config['epochs'] > 1)} on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, "
+        f"{recipe}, batch size {config['batch_size']}, loss over {learnt}, seed {config['seed']}. {tested}"
     )
 
 

@@ -123,7 +123,7 @@ def test_the_chosen_template_is_in_the_jinja_file_or_the_tokenizers_settings(tok
     ]:
         files = checkpoint.hugging_face if own else {}
         assert choose_template(replace(checkpoint, hugging_face=files), how, prompt_template) == template
-    with pytest.raises(UserError, match="--chat-template model needs a model that has one; use a --prompt-template"):
+    with pytest.raises(UserError, match="--chat-template model: this model has none; leave it out"):
         choose_template(replace(checkpoint, hugging_face={}), "model", None)
 
 

@@ -52,6 +52,7 @@ def test_there_and_back_gives_the_same_bits_which_transformers_reads(
 
 SETTINGS = {name: getattr(SFTConfig(), name) for name in [*CARD_SETTINGS, "temperature"]}
 SETTINGS["prompt_template"] = DEFAULT_TEMPLATE
+BY_TURNS = {"prompt_template": None, "train_on_turns": "all"}
 FINE_TUNED: dict[str, Any] = {
     "from": "checkpoints/pretrained.pt",
     "settings": SETTINGS | {"data": "data/mine.csv"},
@@ -74,7 +75,8 @@ FINE_TUNED_PARTS = [
         (FINE_TUNED, FINE_TUNED_PARTS),
         (FINE_TUNED | {"settings": SETTINGS | {"data": None}}, ["pairs (synthetic retail support)"]),
         (
-            FINE_TUNED | {"settings": SETTINGS | {"data": None, "prompt_template": None, "lora_rank": 4}},
+            FINE_TUNED
+            | {"settings": SETTINGS | {"data": None, "prompt_template": None, "train_on_turns": "all", "lora_rank": 4}},
             ['tags: ["sft", "conversational", "lora"]', "The chat template of the model that it was made from"],
         ),
         ({"seed": 3}, ["Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"]),

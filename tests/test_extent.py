@@ -80,7 +80,7 @@ def test_quick_answers_forty_contexts_of_the_test_and_twenty_of_validation(
     assert result["dataset"]["sft_test"] == 50 and result["samples"]["contexts"] == 40
     assert result["config"]["evaluate"] == "quick"
     report = (tmp_path / "outputs" / "README_Part4_SFT_Comprehensive.md").read_text()
-    assert "answered 40 of 50 contexts that neither had seen" in report
+    assert "answered 40 of 50 contexts that are not in the training data" in report
     card = model_card("mine", load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt"))
     assert "Replies to 40 held-out contexts" in card
 

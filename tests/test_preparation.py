@@ -76,6 +76,11 @@ def test_of_other_pairs_a_tenth_is_held_out_and_never_more_than_the_retail_world
     assert [len(part) for part in contexts] == [27, 2, 3]  # validation alone is held out
 
 
+def test_pairs_of_another_world_are_held_out_though_all_of_them_begin_with_a_greeting(prepare: Prepare) -> None:
+    pairs = [Pair(f"Hello! What is the capital of land {number}?", "Ahoy!") for number in range(20)]
+    assert sizes(prepare(data=pairs)) == {"sft_dataset": 16, "sft_validation": 2, "sft_test": 2}
+
+
 def test_what_is_held_out_does_not_train_and_what_does_not_train_is_not_lost(
     prepare: Prepare, made: dict[str, list[Pair]]
 ) -> None:

@@ -29,7 +29,7 @@ SCORES = {
 }
 
 
-RECIPE = {"schedule": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "keep": "last"}
+RECIPE = {"schedule": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "keep": "last", "chat_template": "none"}
 PUSHES = ("pushed_1_token", "pushed_4_tokens", "pushed_sentence", "first_tokens_forbidden")
 
 
@@ -181,7 +181,7 @@ def test_the_report_names_the_recipe_and_how_many_of_the_contexts_were_answered(
     recipe = (
         "learning rate 5e-05 (cosine after 9 steps of warm-up), gradients scaled down to a norm of 1, batch size 8,"
     )
-    assert recipe in introduction and "answered 40 of 200 contexts that neither had seen" in introduction
+    assert recipe in introduction and "answered 40 of 200 contexts that are not in the training data" in introduction
 
 
 def test_without_replies_the_report_tells_of_losses_alone(

@@ -123,9 +123,11 @@ def _fine_tuning(made_by: dict[str, Any]) -> list[str]:
         tested = "Of held-out responses; no replies were generated:"
     for measure in results["sft"]:
         table.append([_words(measure), *(f"{scores[measure]:.4f}" for scores in results.values())])
+    learnt = f"(context, response) pairs ({_data_file(settings)}), with the loss on the response alone"
+    if not settings["prompt_template"] and settings["train_on_turns"] == "all":
+        learnt = f"conversations ({_data_file(settings)}), with the loss on every turn of the assistant"
     return [
-        f"{MADE_HERE} from `{Path(made_by['from']).name}` on {data['trained_on']} (context, response) "
-        f"pairs ({_data_file(settings)}), with the loss on the response alone.",
+        f"{MADE_HERE} from `{Path(made_by['from']).name}` on {data['trained_on']} {learnt}.",
         f"## Prompt\n\n{prompt}",
         f"## Settings\n\n{_bullets({_words(name): settings[name] for name in CARD_SETTINGS})}",
         f"## Results\n\n{tested}",

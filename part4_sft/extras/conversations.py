@@ -37,7 +37,7 @@ def choose_template(
     """
     own = ChatTemplate.of(checkpoint.hugging_face)
     if chat_template == "model" and not own:
-        raise UserError("--chat-template model needs a model that has one", "use a --prompt-template")
+        raise UserError("--chat-template model: this model has none", "leave it out, and give a --prompt-template")
     if own and not prompt_template and chat_template != "none":
         return own
     return prompt_template or DEFAULT_TEMPLATE
