@@ -75,9 +75,12 @@ FINE_TUNED_PARTS = [
         (FINE_TUNED, FINE_TUNED_PARTS),
         (FINE_TUNED | {"settings": SETTINGS | {"data": None}}, ["pairs (synthetic retail support)"]),
         (
-            FINE_TUNED
-            | {"settings": SETTINGS | {"data": None, "prompt_template": None, "train_on_turns": "all", "lora_rank": 4}},
-            ['tags: ["sft", "conversational", "lora"]', "The chat template of the model that it was made from"],
+            FINE_TUNED | {"settings": SETTINGS | {"data": None, "lora_rank": 4} | BY_TURNS},
+            [
+                "conversations (synthetic retail support), with the loss on every turn",
+                'tags: ["sft", "conversational", "lora"]',
+                "The chat template of the model that it was made from",
+            ],
         ),
         ({"seed": 3}, ["Not fine-tuned by `part4_sft`. How it was made:\n\n- seed: 3\n"]),
         ({"from": "models/SmolLM2"}, ["Converted from `SmolLM2`, which does not tell how it was made."]),
