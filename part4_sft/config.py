@@ -137,7 +137,7 @@ class SFTConfig:
     hand_over: float | None = option(
         None,
         "share of other replies that must claim what a reply claims, else it is handed over to a person; 0: never; by "
-        "default that which hands over 3 in 100 of the good validation replies, and 0 at temperature 0",
+        "default that which hands over 1 in 100 of the good validation replies, and 0 at temperature 0",
         decides_training=False,
         allowed="0 to 1",
         is_valid=lambda value: value is None or 0 <= value <= 1,

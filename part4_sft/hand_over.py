@@ -14,7 +14,7 @@ from part3_pretrain.retail.invention import claims
 from part3_pretrain.retail.world import OUTSIDE
 
 OTHERS = 8  # replies that are drawn to tell how sure the model is of one
-KEPT = 0.97  # share of the good validation replies that are not handed over
+KEPT = 0.99  # share of the good validation replies that are not handed over: at 0.97, many more are, and few wrong ones
 EVIDENCE, REPLY = OUTSIDE[0].evidence, OUTSIDE[0].resolutions[0]  # the reply is read instead of the model's own words
 
 
@@ -39,7 +39,7 @@ def confidences(samples: list[str]) -> list[float]:
 
 
 def calibrate(confidences: list[float], is_good: list[bool]) -> float:
-    """Return the highest threshold that hands over at most 3% of the good replies, or 0 if there are none.
+    """Return the highest threshold that hands over at most 1% of the good replies, or 0 if there are none.
 
     A reply is handed over if its confidence is below the threshold.
     """
