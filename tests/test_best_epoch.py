@@ -115,7 +115,7 @@ def test_several_processes_and_number_formats_keep_the_best_and_save_what_was_va
     more: list[str], ranks: int, options: list[str], encoder: PairEncoder, tmp_path: Path
 ) -> None:
     arguments = [*options, *more, *in_folder(tmp_path)]
-    arguments += ["--learning-rate", "0.05"] if more == LORA else []
+    arguments += ["--learning-rate", "0.1"] if more == LORA else []
     if ranks:
         statuses = in_ranks(sft.main, ranks, arguments, at_step(STEPS - 2), rank=1)
         assert statuses == [2, -signal.SIGKILL]
