@@ -74,6 +74,7 @@ def test_the_last_epoch_is_kept_by_default_and_the_best_is_told(options: list[st
     assert evaluation["best_epoch"] < evaluation["kept_epoch"] == EPOCHS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interruption",
     [at_step(STEPS - 2), in_save(8), at_step(STEPS, signal.SIGTERM)],

@@ -84,7 +84,7 @@ FAULTS: list[tuple[str | bytes, list[str], str]] = [  # contents, options, compl
     ("context,response\na,b,c\n", ["--data", "pairs.csv"], "row 2: has 3 cells, and the header has 2; put"),
     ('{"question": "a"}', [], 'pair 1: the key "context" is missing; it has "question"; the layouts'),
     (with_first(response="word " * 2 * MB), [], "pairs.json, pair 1: its response has 10000001 characters"),
-    (FOUR, ["--max-length", "4"], "pair 1: its response has 5 tokens, too many for 4 tokens; so have pair 2 (5 "),
+    (FOUR, ["--max-length", "4"], "tokens, too many for 4 tokens; so have pair 2 ("),
     (FOUR, ["--test-data", "bad.json"], "bad.json, pair 2: must be an object"),
     (FOUR, ["--validation-data", "bad.json"], "bad.json, pair 2: must be an object"),
     (FOUR, ["--test-fraction", "0.49"], "4 different contexts are too few to hold 2 and 2 out"),

@@ -76,7 +76,7 @@ def test_no_document_holds_the_behaviour(texts: list[str]) -> None:
 
 def test_the_behaviour_would_be_found() -> None:
     rng = Random(0)
-    for scenario in draw_scenarios(200, two_problems=0.5):
+    for scenario in draw_scenarios(60, two_problems=0.5):
         reply = world.ideal_reply(scenario, rng)
         first, second = masked_sentences(reply)[-3:-1]
         assert [*find_behaviour([reply])] == [reply]

@@ -160,13 +160,13 @@ def test_confidence_is_the_share_of_other_replies_that_claim_the_same() -> None:
     assert hand_over.confidences(["Well.", "Hm."]) == [0.0, 0.0] and hand_over.confidence("Well.", ["Hm."]) == 0.0
 
 
-def test_the_threshold_hands_over_at_most_3_in_100_good_replies_and_the_curve_tells_what_it_means() -> None:
-    sure, good = [number / 100 for number in range(100)], [number >= 50 for number in range(100)]
-    assert hand_over.calibrate(sure, good) == 0.51
-    assert hand_over.calibrate(sure, [False] * 100) == 0.0
+def test_the_threshold_hands_over_at_most_1_in_100_good_replies_and_the_curve_tells_what_it_means() -> None:
+    sure, good = [number / 1000 for number in range(1000)], [number >= 500 for number in range(1000)]
+    assert hand_over.calibrate(sure, good) == 0.505
+    assert hand_over.calibrate(sure, [False] * 1000) == 0.0
     curve = hand_over.coverage_curve(sure, good)
     assert curve[0] == {"threshold": 0.0, "coverage": 1.0, "rated_4_or_more": 0.5}
-    assert curve[51] == {"threshold": 0.51, "coverage": 0.49, "rated_4_or_more": 1.0}
+    assert curve[505] == {"threshold": 0.505, "coverage": 0.495, "rated_4_or_more": 1.0}
 
 
 def test_sets_of_messages_hold_what_their_names_say() -> None:
