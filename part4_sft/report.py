@@ -103,11 +103,12 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
         lower.set(title=title, ylabel="score (0 to 1)", ylim=(0, 1.05))
         lower.legend(loc=(0.27, 0.1))
     lower.set(xlabel="epoch")
-    for axes in panels:
-        for epoch, name in {3: "first setting", 5: "default"}.items():
-            if epoch in epochs and "rated_4_or_more" in curves:  # the assignment's, on its own data
+    for epoch, name in {3: "first setting", 5: "default"}.items():
+        if epoch in epochs and "rated_4_or_more" in curves:  # the assignment's, on its own data
+            lower.annotate(name, (epoch, 0.03), (-4, 0), ("data", "axes fraction"), "offset points", ha="right")
+            for axes in panels:
                 axes.axvline(epoch, color="0.4", linestyle=":", linewidth=1.2)
-                axes.annotate(name, (epoch, 0.03), (-4, 0), ("data", "axes fraction"), "offset points", ha="right")
+    for axes in panels:
         axes.grid(alpha=0.3)
     upper.legend()
     with atomic_write(path) as temporary:

@@ -92,6 +92,7 @@ def test_a_training_that_is_killed_keeps_the_same_bits(
         assert evaluation[key] == expected_evaluation[key]
 
 
+@pytest.mark.slow
 def test_weights_that_are_gone_or_damaged_are_told_in_one_line(
     run_main: Command, options: list[str], tmp_path: Path
 ) -> None:
