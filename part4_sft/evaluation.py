@@ -6,7 +6,6 @@ likeliest words (the upper bound of BLEU), and beside look-ups in the training p
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -179,9 +178,8 @@ def evaluate_sft_vs_pretrained(
         scores[author] = {measure: fmean(one[measure] for one in by_sample) for measure in by_sample[0]}
         if len(by_sample) > 1:
             spread[author] = {measure: stdev(one[measure] for one in by_sample) for measure in by_sample[0]}
-    examples = encoder.encode_all(pairs)
-    for author, model in models.items():
-        scores[author]["perplexity"] = math.exp(mean_loss(model, examples))
+    for author, scored in perplexities(models, encoder, pairs).items():
+        scores[author] |= scored
     entries = [
         _entry(pair, scenarios[index] if scenarios else None, index, authors) for index, pair in enumerate(pairs)
     ]

@@ -74,14 +74,19 @@ def _find_service(context: str) -> Iterator[_Mention]:
 def _find_others(context: str) -> Iterator[_Mention]:
     """Small talk is a whole message: "Hi" before a question of another world does not make it one of this."""
     said = context.strip().rstrip(".?!")
-    for intent in SMALL_TALK:
-        if any(message.lower().rstrip(".?!") == said for message in intent.messages):
-            yield _Mention(0, len(said), intent, None)
+    if intent := small_talk().get(said):
+        yield _Mention(0, len(said), intent, None)
     for intent in OUTSIDE:
         for message in intent.messages:
             text = message.lower().rstrip(".?!")
             if text in context and (match := re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)):
                 yield _Mention(*match.span(), intent, None)
+
+
+@cache
+def small_talk() -> dict[str, Intent]:
+    """Return the kind of small talk of each message, in lower case and without full stop; of several, the first."""
+    return {message.lower().rstrip(".?!"): intent for intent in reversed(SMALL_TALK) for message in intent.messages}
 
 
 @cache
