@@ -25,7 +25,7 @@ def main() -> str:
     rng, config = Random(0), PretrainConfig()
     texts = [corpus.draw_document(rng) for _ in range(3000)]
     tokenizer = train_tokenizer(texts, config.vocab_size)
-    rows = corpus.tokenize(texts, tokenizer, 256)
+    rows = corpus.tokenize(texts, tokenizer, 1, 256)
     batches = list(corpus.batches(rows, config.tokens_per_batch, rng))[:STEPS]
     model = Transformer(ModelConfig(tokenizer.get_vocab_size()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option
 
+NEW_MODEL_RATE, GO_ON_RATE = 2e-3, 1e-4
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 VOCAB_SIZE: dict[str, Any] = {"allowed": "300 to 2^24", "is_valid": lambda size: 300 <= size <= 2**24}
 
@@ -16,14 +17,32 @@ VOCAB_SIZE: dict[str, Any] = {"allowed": "300 to 2^24", "is_valid": lambda size:
 class PretrainConfig:
     """What can be chosen; `--help` explains each."""
 
-    corpus: list[Path] | None = option(None, "text files to read instead of retail documents", nargs="+", **PATH)
+    corpus: list[Path] | None = option(
+        None,
+        "text files to read instead of retail documents; a file holds one document, or several with <|endoftext|> "
+        "between them",
+        nargs="+",
+        **PATH,
+    )
     checkpoint: Path = option(Path("checkpoints/pretrained.pt"), "file for the model", **PATH)
     out_dir: Path = option(Path("outputs"), "folder for the loss curve", **PATH)
+    model: Path | None = option(
+        None,
+        "checkpoint, folder of a Hugging Face model or GGUF file to go on from, instead of a new small model",
+        **PATH,
+    )
     conversations: int = option(175_000, "retail documents to read, each once", **at_least(1))
-    vocab_size: int = option(2048, "entries of the vocabulary", **VOCAB_SIZE)
+    vocab_size: int = option(2048, "entries of the vocabulary of a new model", **VOCAB_SIZE)
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
-    learning_rate: float = option(2e-3, "AdamW's highest learning rate", **ABOVE_ZERO)
-    warmup_steps: int = option(150, "steps of rising learning rate, which then falls along a cosine", **at_least(1))
+    learning_rate: float = option(
+        None,
+        f"AdamW's highest learning rate; by default {NEW_MODEL_RATE} for a new model, {GO_ON_RATE} with --model",
+        type=float,
+        **ABOVE_ZERO,
+    )
+    warmup_steps: int = option(
+        150, "steps of rising learning rate, at most a tenth of all; it then falls along a cosine", **at_least(1)
+    )
     device: str = option("auto", "where to compute; auto takes cuda where it is", choices=["auto", "cpu", "cuda"])
     dtype: str = option(
         "auto",
@@ -36,3 +55,7 @@ class PretrainConfig:
     resume: bool = option(
         False, "go on with an interrupted training; on a CPU, to the same bits", decides_training=False
     )
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", GO_ON_RATE if self.model else NEW_MODEL_RATE)

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from part3_pretrain.retail import documents, world
-from part3_pretrain.tokenizer import EOS
 
 IGNORE_INDEX = -100  # the target that the loss leaves out
 COPY_LENGTH = 96  # tokens of a row of repeated patterns
@@ -37,11 +36,10 @@ def draw_document(rng: Random) -> str:
     return write(scenario, rng)
 
 
-def tokenize(texts: list[str], tokenizer: Tokenizer, block_size: int) -> list[Tensor]:
+def tokenize(texts: list[str], tokenizer: Tokenizer, eos_id: int, block_size: int) -> list[Tensor]:
     """Return documents as rows of ids, each ended by <EOS>; one longer than `block_size` is cut into several rows."""
-    eos = tokenizer.token_to_id(EOS)
     encodings = tokenizer.encode_batch_fast(texts)
-    documents = (torch.tensor([*encoding.ids, eos]).split(block_size) for encoding in encodings)
+    documents = (torch.tensor([*encoding.ids, eos_id]).split(block_size) for encoding in encodings)
     return [row for rows in documents for row in rows if len(row) > 1]  # a lone <EOS> has nothing to predict
 
 

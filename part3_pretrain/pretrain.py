@@ -14,8 +14,10 @@ def main() -> None:
     config = parse(
         PretrainConfig,
         prog="python -m part3_pretrain.pretrain",
-        description="Pretrains a small Llama-style model on synthetic retail documents, or on your own text files.",
-        example="python -m part3_pretrain.pretrain --corpus notes.txt letters.txt --checkpoint checkpoints/mine.pt",
+        description="Pretrains a small Llama-style model on synthetic retail documents or on your own text files, or "
+        "goes on with the pretraining of a model from elsewhere, which then learns what your texts say.",
+        example="python -m part3_pretrain.pretrain --model SmolLM2-135M-Instruct.Q4_1.gguf --corpus pages.txt "
+        "--checkpoint checkpoints/pages.pt",
     )
     from part3_pretrain.run import run  # takes seconds to import, which --help should not wait for
     from part3_pretrain.runtime import distributed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -11,13 +12,12 @@ from random import Random
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from part3_pretrain import corpus
 from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
-from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.config import LONGEST_ROW, PretrainConfig
 from part3_pretrain.induction import start_with_induction_heads
 from part3_pretrain.loss_curve import plot_losses
@@ -27,9 +27,10 @@ from part3_pretrain.runtime.cli import UserError, deciding_options, flag
 from part3_pretrain.runtime.device import choose_device
 from part3_pretrain.runtime.files import atomic_write, cannot_read, check_kept, check_not_folder
 from part3_pretrain.runtime.log import log
-from part3_pretrain.runtime.training_state import TrainingState
+from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part3_pretrain.tokenizer import train_tokenizer
 
+DOCUMENT_END = "<|endoftext|>"  # as other people's files of texts have it
 TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # batches of repeated random tokens for each batch of text, see `corpus.copy_batch`
 LOGITS = 128  # a multiple of it is computed, since a CPU compiles its products anew for every size
@@ -48,17 +49,22 @@ def run(config: PretrainConfig) -> None:
     check_not_folder(config.checkpoint)
     picture, state_path = config.out_dir / "pretraining_loss_curve.png", state_file(config.checkpoint)
     check_not_folder(picture, state_path)
-    check_kept(config.corpus or [], config.checkpoint, picture, state_path)
+    given = [*(config.corpus or []), *([config.model] if config.model else [])]
+    check_kept(given, config.checkpoint, picture, state_path)
     texts = read_corpus(config)
+    start = load_checkpoint(config.model) if config.model else None
     decides = deciding_options(config)
     made_by = {name: value for name, value in vars(config).items() if flag(name) in decides}
     made_by["corpus"] = [path.name for path in config.corpus] if config.corpus else "synthetic retail documents"
     decides["the digest of the corpus"] = sha256("\0".join(texts).encode()).hexdigest()
+    if start:
+        made_by["from"] = str(config.model)
+        decides["the digest of the weights to begin with"] = digest_of_weights(start.model)
     with TrainingState(state_path, decides, config.save_every, config.resume) as state:
-        model, tokenizer, losses = pretrain(texts, config, state, device)
-        with distributed.unsharded(model):
+        trained, losses = pretrain(texts, config, state, device, start)
+        with distributed.unsharded(trained.model):
             if distributed.rank() == 0:
-                save_checkpoint(config.checkpoint, Checkpoint(model, tokenizer, made_by))
+                save_checkpoint(config.checkpoint, replace(trained, made_by=made_by))
                 save_loss_curve(picture, losses)
     log(f"pretraining ended at a loss of {recent_mean(losses):.3f} nats per token")
     log(f"written: {config.checkpoint}, {picture}")
@@ -77,13 +83,14 @@ def read_corpus(config: PretrainConfig) -> list[str]:
     texts = []
     for path in config.corpus:
         try:
-            texts.append(path.read_text(encoding="utf-8"))
+            found = [text for text in path.read_text(encoding="utf-8").split(DOCUMENT_END) if text.strip()]
         except OSError as error:
             raise cannot_read(path, error) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
-        if not texts[-1].strip():
+        if not found:
             raise UserError(f"{path} holds no text", "leave it out")
+        texts += found
     return texts
 
 
@@ -101,30 +108,44 @@ def save_loss_curve(path: Path, losses: list[float]) -> None:
 
 
 def pretrain(
-    texts: list[str], config: PretrainConfig, state: TrainingState | None = None, device: torch.device | str = "cpu"
-) -> tuple[Transformer, Tokenizer, list[float]]:
-    """Learn a vocabulary, then to predict the next token.
+    texts: list[str],
+    config: PretrainConfig,
+    state: TrainingState | None = None,
+    device: torch.device | str = "cpu",
+    start: Checkpoint | None = None,
+) -> tuple[Checkpoint, list[float]]:
+    """Learn to predict the next token, with the model and the tokenizer of `start`, or with new ones.
 
-    Returns the model on `device`, its tokenizer, and what `train` returns; goes on from a state that was interrupted.
+    Returns the model on `device` with its tokenizer, and what `train` returns; goes on from a state that was
+    interrupted.
     """
     torch.manual_seed(config.seed)
+    checkpoint = start or new_model(texts, config)
+    checkpoint.model.to(device)  # now that its first weights are drawn, which a GPU would draw otherwise
+    losses = train(checkpoint.model, make_batches(texts, checkpoint, config), config, state or TrainingState())
+    return checkpoint, losses
+
+
+def new_model(texts: list[str], config: PretrainConfig) -> Checkpoint:
+    """Learn a vocabulary from the texts, and draw the weights of a model that can copy."""
     tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], config.vocab_size)
     model = Transformer(ModelConfig(vocab_size=tokenizer.get_vocab_size()))
     start_with_induction_heads(model)
-    model.to(device)  # now that its first weights are drawn, which a GPU would draw otherwise
-    losses = train(model, make_batches(texts, tokenizer, config), config, state or TrainingState())
-    return model, tokenizer, losses
+    return Checkpoint(model, tokenizer, {})
 
 
-def make_batches(texts: list[str], tokenizer: Tokenizer, config: PretrainConfig) -> list[Batch]:
-    """Return the batches of all steps in their order: every text once, and some to copy among them."""
+def make_batches(texts: list[str], checkpoint: Checkpoint, config: PretrainConfig) -> list[Batch]:
+    """Return the batches of all steps in their order: every text once, and for a new model some to copy among them."""
     rng = Random(f"order/{config.seed}")
-    rows = corpus.tokenize(texts, tokenizer, LONGEST_ROW)
+    tokenizer, shape = checkpoint.tokenizer, checkpoint.model.config
+    rows = corpus.tokenize(texts, tokenizer, shape.eos_ids[0], min(LONGEST_ROW, shape.max_positions))
     batches: list[Batch] = []
     for inputs, targets in corpus.batches(rows, config.tokens_per_batch, rng):
-        if not config.corpus:
+        if not (config.corpus or config.model):
             targets = corpus.ignore_messages(inputs, targets, tokenizer)
         batches.append((inputs, targets, True))
+    if config.model:
+        return batches
     digits = [tokenizer.get_vocab()[digit] for digit in "0123456789"]
     for _ in range(round(COPY_SHARE * len(batches))):
         tensors = corpus.copy_batch(tokenizer.get_vocab_size(), digits, config.tokens_per_batch, rng)
@@ -147,11 +168,12 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     model.train()
     on_cpu = model.embed_tokens.weight.device.type == "cpu"
     uses_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and on_cpu and multiplies_bfloat16())
+    warmup_steps = min(config.warmup_steps, math.ceil(len(batches) / 10))
     bar = tqdm(total=len(batches), initial=steps_done, desc="pretraining", unit="step", disable=None)
     with bar, state.signals_wait(), bfloat16_products(model) if uses_bfloat16 else nullcontext():
         for step, (inputs, targets, is_text) in enumerate(batches[steps_done:], start=steps_done + 1):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(step, config.warmup_steps, len(batches))
+                group["lr"] = config.learning_rate * learning_rate_factor(step, warmup_steps, len(batches))
             try:
                 loss = training_step(loss_module, optimizer, inputs, targets)
             except FloatingPointError as error:

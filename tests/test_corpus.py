@@ -25,10 +25,10 @@ def test_a_document_becomes_rows_that_decode_back(tokenizer: Tokenizer, texts: l
         ids = tokenizer.encode(text).ids
         assert tokenizer.decode(ids) == text and eos not in ids
         for block_size in (len(ids) + 1, (len(ids) + 1) // 2 + 1):
-            rows = corpus.tokenize([text, "a"], tokenizer, block_size)
+            rows = corpus.tokenize([text, "a"], tokenizer, eos, block_size)
             assert torch.cat(rows[:-1]).tolist() == [*ids, eos]
             assert [len(row) for row in rows[:-2]] == [block_size] * (len(rows) - 2)
-        assert torch.cat(corpus.tokenize([text], tokenizer, len(ids))).tolist() == ids
+        assert torch.cat(corpus.tokenize([text], tokenizer, eos, len(ids))).tolist() == ids
 
 
 def test_batches_hold_every_row_once_and_predict_the_next_token() -> None:
@@ -59,7 +59,7 @@ def test_chance_decides_which_rows_of_a_length_share_a_batch_and_a_row_may_excee
 def test_a_message_that_something_follows_is_read_but_not_predicted(tokenizer: Tokenizer) -> None:
     answered = ["Customer: My desk is late.", "\nAgent: Hello.\nCustomer: And now?\nAgent: Well."]
     for message, rest in (answered, ["", "Customer: My desk is late."], ["", "Customers who say it\nmean it."]):
-        (row,) = corpus.tokenize([message + rest], tokenizer, 200)
+        (row,) = corpus.tokenize([message + rest], tokenizer, 1, 200)
         kept = corpus.ignore_messages(row[None, :-1], row[None, 1:], tokenizer)
         words = tokenizer.decode(kept[kept != IGNORE_INDEX].tolist())
         assert words == rest or (not message and rest.endswith(words) and kept.min() >= 0)

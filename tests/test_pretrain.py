@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 import subprocess
@@ -16,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from part3_pretrain import run
-from part3_pretrain.checkpoint import load_checkpoint
+from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.corpus import IGNORE_INDEX
+from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.loss_curve import smoothed
 from part3_pretrain.model import Transformer
 from part3_pretrain.pretrain import main
@@ -119,14 +122,15 @@ def test_the_loss_is_that_of_all_targets_but_those_to_be_ignored(tiny_model: Tra
         assert (loss == 0) == (ignored == 70)
 
 
-def test_every_text_is_seen_once_among_batches_to_copy(tokenizer: Tokenizer) -> None:
+def test_every_text_is_seen_once_among_batches_to_copy(tiny_model: Transformer, tokenizer: Tokenizer) -> None:
+    checkpoint = Checkpoint(tiny_model, tokenizer, {})
     texts = [f"This is document {number}." for number in range(2000)]
-    batches = make_batches(texts, tokenizer, CONFIG)
+    batches = make_batches(texts, checkpoint, CONFIG)
     rows_of_text = [len(inputs) for inputs, _, is_text in batches if is_text]
     assert sum(rows_of_text) == 2000
     assert len(batches) - len(rows_of_text) == round(0.06 * len(rows_of_text)) > 0
     assert not all(is_text for _, _, is_text in batches[: len(rows_of_text)])  # shuffled
-    assert torch.equal(batches[0][0], make_batches(texts, tokenizer, CONFIG)[0][0])
+    assert torch.equal(batches[0][0], make_batches(texts, checkpoint, CONFIG)[0][0])
 
 
 def test_a_step_is_adamw_on_the_mean_loss_with_a_clipped_gradient(tiny_model: Transformer) -> None:
@@ -162,10 +166,11 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 def test_the_loss_falls_at_the_learning_rates_of_the_schedule() -> None:
     rates: list[float] = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *arguments: rates.append(optimizer.param_groups[1]["lr"]))
-    _, _, losses = pretrain(read_corpus(CONFIG), CONFIG)
+    _, losses = pretrain(read_corpus(CONFIG), replace(CONFIG, warmup_steps=150))
     hook.remove()
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.5
-    assert rates == [2e-3 * learning_rate_factor(step, 3, len(rates)) for step in range(1, len(rates) + 1)]
+    rising = math.ceil(len(rates) / 10)  # with 150, it would rise to the end
+    assert rates == [2e-3 * learning_rate_factor(step, rising, len(rates)) for step in range(1, len(rates) + 1)]
     assert len(losses) < len(rates)  # those of batches to copy are not reported
 
 
@@ -231,3 +236,41 @@ def test_products_are_in_bfloat16_where_that_is_asked_for_or_fast(
     run.train(copy.deepcopy(tiny_model), [], replace(CONFIG, dtype=dtype), TrainingState())
     run.train(copy.deepcopy(tiny_model).to("meta"), [], replace(CONFIG, dtype=dtype), TrainingState())
     assert len(models) == used + (dtype == "bfloat16")  # elsewhere, what the processor can do counts for nothing
+
+
+def test_pretraining_goes_on_with_a_model_from_elsewhere(
+    command: Command, tmp_path: Path, tiny_model: Transformer, tokenizer: Tokenizer
+) -> None:
+    """Its tokenizer, shape and chat template stay, every token is learnt, and its own learning rate is lower."""
+    shape = replace(tiny_model.config, max_positions=40)
+    model = Transformer(shape)
+    before = weights(model).clone()
+    settings = {"tokenizer_config.json": {"chat_template": "{{ messages }}"}}
+    save_checkpoint(Path("base.pt"), Checkpoint(model, tokenizer, {}, settings))
+    write_folder(tmp_path / "folder", load_checkpoint(Path("base.pt")))
+    pages = ["Customer: Hello.\nTicket: greeting.", "The shop opens at nine. " * 30]
+    Path("pages.txt").write_text("<|endoftext|>\n".join(pages * 20), encoding="utf-8")
+    batches: list[torch.Tensor] = []
+    hook = register_module_forward_pre_hook(
+        lambda module, given: batches.append(given[1]) if isinstance(module, LossModule) else None
+    )
+    status, _, errors = command("--model", "folder", "--corpus", "pages.txt", "--checkpoint", "pages.pt")
+    hook.remove()
+    assert status == 0, errors
+    trained = load_checkpoint(Path("pages.pt"))
+    assert trained.tokenizer.to_str() == tokenizer.to_str()
+    assert trained.hugging_face["tokenizer_config.json"]["chat_template"] == "{{ messages }}"
+    assert trained.model.config == load_checkpoint(Path("folder")).model.config
+    assert trained.made_by["from"] == "folder" and trained.made_by["learning_rate"] == 1e-4
+    assert 0 < (weights(trained.model) - before).abs().max() < 0.01
+    words = [tokenizer.decode(row[row != IGNORE_INDEX].tolist()) for targets in batches for row in targets]
+    assert any("Hello" in text for text in words)  # nothing is masked
+    assert max(targets.shape[1] for targets in batches) == 39  # of the model's 40 positions
+    assert (torch.cat([targets.flatten() for targets in batches]) == 1).sum() == 40  # a document ends as its replies do
+
+
+def test_the_model_to_go_on_from_is_kept(command: Command, tiny_checkpoint: Path) -> None:
+    before = tiny_checkpoint.read_bytes()
+    outcome = command("--model", tiny_checkpoint, "--checkpoint", tiny_checkpoint)
+    assert_refused(outcome, "is read by this run, which would write over it")
+    assert tiny_checkpoint.read_bytes() == before
