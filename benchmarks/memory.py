@@ -17,6 +17,7 @@ from benchmarks.our_side import count_parameters, fine_tune
 from benchmarks.side_by_side import peak_memory, run_python
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import ModelConfig, Transformer
+from part3_pretrain.runtime.device import weights_dtype
 from part4_sft.config import SFTConfig
 from part4_sft.encoding import Example
 from part4_sft.extras.lora import PROJECTIONS, add_lora
@@ -61,7 +62,7 @@ def measure(config: SFTConfig, gradient_checkpointing: bool) -> float:
     if config.lora_rank:
         import_module("peft")  # so that its own memory is not counted
     before = peak_memory()
-    torch.set_default_dtype(getattr(torch, config.dtype))
+    torch.set_default_dtype(weights_dtype(config.dtype))
     model = Transformer(SHAPES["135M (SmolLM2)"])
     torch.set_default_dtype(torch.float32)
     if config.lora_rank:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,22 @@ def multiplies_bfloat16() -> bool:
 
 
 @contextmanager
-def bfloat16_products(model: nn.Module) -> Iterator[None]:
-    """Let the model's linear layers, none of which has a bias, multiply in bfloat16, forward and backward."""
+def bfloat16_products(model: nn.Module, smallest: int = 1) -> Iterator[None]:
+    """Let the model's linear layers of at least `smallest` weights multiply in bfloat16, forward and backward."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [layer for layer in layers if layer.weight.numel() >= smallest]
     for layer in layers:
-        layer.forward = lambda x, layer=layer: _Product.apply(x, layer.weight)  # type: ignore[method-assign, misc]
+        layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    product = _Product.apply(x, layer.weight)
+    return product if layer.bias is None else product + layer.bias
 
 
 class _Product(torch.autograd.Function):
@@ -45,8 +52,10 @@ class _Product(torch.autograd.Function):
         return (x @ weight.T).float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.bfloat16()
-        weight_gradient = gradient.flatten(0, -2).T @ x.flatten(0, -2)
-        return (gradient @ weight).float(), weight_gradient.float()
+        weight_gradient = None
+        if ctx.needs_input_grad[1]:  # not where LoRA has frozen it
+            weight_gradient = (gradient.flatten(0, -2).T @ x.flatten(0, -2)).float()
+        return (gradient @ weight).float(), weight_gradient

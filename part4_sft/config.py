@@ -101,7 +101,10 @@ class SFTConfig:
     seed: int = option(0, "seed of data, order and sampling", **SEED)
     device: str = same_as(PretrainConfig, "device")
     dtype: str = option(
-        "float32", "number format of weights and gradients; bfloat16 needs half", choices=["float32", "bfloat16"]
+        "auto",
+        "number format of weights and gradients; bfloat16 needs half; auto is float32, in which large layers multiply "
+        "in bfloat16 on a processor that has instructions for it",
+        choices=["auto", "float32", "bfloat16"],
     )
     moments_dtype: str = option(
         "float32", "number format of Adam's moments with --dtype bfloat16", choices=["float32", "bfloat16"]

@@ -22,7 +22,7 @@ from part3_pretrain.model import Transformer
 from part3_pretrain.run import run as pretrain
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, deciding_options
-from part3_pretrain.runtime.device import choose_device
+from part3_pretrain.runtime.device import choose_device, weights_dtype
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part3_pretrain.weights import model_from_tensors
@@ -58,7 +58,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             files = None, config.model, config.out_dir
             pretrain(PretrainConfig(*files, device=config.device, seed=config.seed, resume=config.resume))
         # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
-        checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else getattr(torch, config.dtype))
+        checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else weights_dtype(config.dtype))
     check_model(config, checkpoint)
     model = checkpoint.model.to(device)
     config = settle_extent(config, count_parameters(model))
@@ -115,7 +115,7 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
     It is read now that gradients and moments have gone, rather than kept in memory beside them. Raises UserError where
     it is not what the digest is of.
     """
-    dtype = getattr(torch, config.dtype)
+    dtype = weights_dtype(config.dtype)
     pretrained = load_checkpoint(config.model, torch.float32 if config.shard else dtype).model
     if digest_of_weights(pretrained) != digest:
         cure = "put back what it was; the same command with --resume goes on"

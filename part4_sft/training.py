@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.runtime.device import free_memory
+from part3_pretrain.runtime.device import free_memory, weights_dtype
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
@@ -31,6 +32,7 @@ from part4_sft.extras.bfloat16_adam import BFloat16Adam
 from part4_sft.extras.schedule import set_learning_rate
 from part4_sft.extras.streaming import LONGEST_LIST, ComputedBatches
 
+LARGE_LAYER = 2**18  # weights; smaller products gain less from bfloat16 than it costs to cast what goes into them
 LOGITS_PER_CHUNK = 2**25  # on a CPU; 128 MiB in float32
 BYTES_PER_LOGIT = 16  # at most, of all that the loss and its gradient make of one
 cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
@@ -195,8 +197,8 @@ def train(
     """
     state = state or TrainingState()
     trained: Any = torch.compile(model) if config.compile else model
-    loss_module = distributed.data_parallel(trained, masked_loss, config.shard, getattr(torch, config.dtype))
-    optimizer = make_optimizer(model, config)
+    loss_module = distributed.data_parallel(trained, masked_loss, config.shard, weights_dtype(config.dtype))
+    optimizer, take_step = make_optimizer(model, config), choose_step(model, config)
     history = History.from_values(state.restore(model, optimizer))
     total = config.epochs * math.ceil(len(examples) / config.batch_size)
     if history.steps:
@@ -216,7 +218,7 @@ def train(
                 pairs = [examples[index] for index in batch]
                 set_learning_rate(optimizer, config, len(history.steps), total)
                 try:
-                    step = training_step(loss_module, optimizer, pairs, config.micro_batch_size, config.max_grad_norm)
+                    step = take_step(loss_module, optimizer, pairs, config.micro_batch_size, config.max_grad_norm)
                 except FloatingPointError as error:
                     state.save(model, optimizer, history.values())
                     raise diverged(len(history.steps) + 1, error, batch) from error
@@ -231,6 +233,17 @@ def train(
             on_epoch(history.by_epoch)
             state.save(model, optimizer, history.values())
     return history
+
+
+def choose_step(model: Transformer, config: SFTConfig) -> Callable[..., Step]:
+    """Return `training_step`; with --dtype auto one in which large layers multiply in bfloat16, where that is fast.
+
+    With torch.compile and sharded weights, and on a GPU, all is computed as the weights are stored.
+    """
+    is_plain = model.embed_tokens.weight.device.type == "cpu" and not (config.compile or config.shard)
+    if config.dtype == "auto" and is_plain and multiplies_bfloat16():
+        return bfloat16_products(model, LARGE_LAYER)(training_step)
+    return training_step
 
 
 def diverged(step: int, error: FloatingPointError, batch: Sequence[int]) -> UserError:

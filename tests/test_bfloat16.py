@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from part3_pretrain import bfloat16
 from part3_pretrain.model import Transformer
 
 
-def test_outputs_and_gradients_are_those_of_float32_to_bfloat16s_precision(tiny_model: Transformer) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_outputs_and_gradients_are_those_of_float32_to_bfloat16s_precision(
+    family: str, tiny_model: Transformer
+) -> None:
+    """Llama's layers have no biases, some of Qwen2's do."""
+    torch.manual_seed(0)
+    tiny_model = Transformer(replace(tiny_model.config, family=family))
     tokens = torch.randint(tiny_model.config.vocab_size, (3, 20), generator=torch.Generator().manual_seed(0))
 
     def logits_and_gradients() -> list[torch.Tensor]:
@@ -24,6 +32,19 @@ def test_outputs_and_gradients_are_those_of_float32_to_bfloat16s_precision(tiny_
         raise ZeroDivisionError
     for one, other in zip(exact, logits_and_gradients()):  # back in float32, even after an error
         assert torch.equal(one, other)
+
+
+def test_a_small_layer_stays_in_float32_and_a_frozen_one_gets_no_gradient() -> None:
+    layers = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 5))
+    layers[0].weight.requires_grad_(False)
+    x, hidden = torch.randn(4, 20), layers[0](torch.ones(20))
+    with bfloat16.bfloat16_products(layers, smallest=600):
+        layers(x).sum().backward()
+        assert not torch.equal(layers[0](torch.ones(20)), hidden)
+    expected = layers[1](hidden)
+    with bfloat16.bfloat16_products(layers, smallest=600):
+        assert torch.equal(layers[1](hidden), expected)
+    assert layers[0].weight.grad is None and layers[0].bias.grad is not None and layers[1].weight.grad is not None
 
 
 def test_linux_tells_what_the_processor_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,11 @@ def choose_device(name: str, dtype: str = "float32") -> torch.device:
     return torch.device("cpu")
 
 
+def weights_dtype(name: str) -> torch.dtype:
+    """Return the number format of weights for `auto`, `float32` or `bfloat16`."""
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes of a GPU that hold nothing, with those that torch keeps for later; None for a CPU."""
     if device.type == "cpu":

@@ -78,7 +78,7 @@ def load_models(
     max_length = settings.get("max_length", SFTConfig.max_length)
     pretrained = load_checkpoint(base)
     # The digest is of weights in the number format of the run.
-    is_comparable = settings.get("dtype") == "float32" and str(base) == sft.made_by.get("from")
+    is_comparable = settings.get("dtype") != "bfloat16" and str(base) == sft.made_by.get("from")
     if is_comparable and sft.made_by.get("digest") not in (None, digest_of_weights(pretrained.model)):
         note(f"{base} has been changed since {path} was made of it")
     models = {}
