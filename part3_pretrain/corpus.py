@@ -6,7 +6,7 @@ It holds no (intent, item) combination and no sentence pattern that is held out 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import cycle, islice
 from random import Random
@@ -26,9 +26,9 @@ TWO_PROBLEMS = 0.5  # share of the documents' customers who have two problems
 INVENTED_ITEMS = 0.35  # share of those who write about an item of no catalogue
 
 
-def draw_document(rng: Random) -> str:
-    r"""Draw one document, such as "Customer: ...\nTicket: ..."."""
-    write = rng.choices(list(documents.KINDS), list(documents.KINDS.values()))[0]
+def draw_document(rng: Random, kinds: Mapping[documents.Write, float] = documents.KINDS) -> str:
+    r"""Draw one document, such as "Customer: ...\nTicket: ...", of these kinds and shares."""
+    write = rng.choices(list(kinds), list(kinds.values()))[0]
     draw = world.draw_scenario
     if shares := documents.DOCUMENTS["shares"].get(write.__name__):
         draw = partial(world.draw_customer, shares=shares)

@@ -157,7 +157,8 @@ def letter(scenario: Scenario, rng: Random) -> str:
     return " ".join(rng.sample(DOCUMENTS["letters"], rng.randint(1, 2)))
 
 
-KINDS: dict[Callable[[Scenario, Random], str], float] = {  # and the share of each
+Write = Callable[[Scenario, Random], str]
+KINDS: dict[Write, float] = {  # and the share of each
     restatement: 0.10,
     filed_message: 0.44,
     conversation: 0.16,
