@@ -32,7 +32,7 @@ from part4_sft.report import markdown_table
 from part4_sft.training import mean_loss
 
 PAGES: dict[Write, float] = {kind: KINDS[kind] for kind in (filed_message, policy)}
-DOCUMENTS, CONTEXTS, OTHER_TEXTS = 12_000, 100, 50
+DOCUMENTS, CONTEXTS, OTHER_TEXTS = 6_000, 100, 50
 MEASURES = ("rated_4_or_more", "right_resolution", "right_item", "right_order_number", "bleu", "rouge_l")
 SETS = ("test", "unseen wording", "one_typo", "lower_case", "unknown_product")
 

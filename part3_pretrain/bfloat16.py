@@ -25,9 +25,9 @@ def multiplies_bfloat16() -> bool:
 
 @contextmanager
 def bfloat16_products(model: nn.Module, smallest: int = 1) -> Iterator[None]:
-    """Let the model's linear layers of at least `smallest` weights multiply in bfloat16, forward and backward."""
+    """Let the model's linear layers with at least so many inputs, and outputs, multiply in bfloat16 and back."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    layers = [layer for layer in layers if layer.weight.numel() >= smallest]
+    layers = [layer for layer in layers if min(layer.weight.shape) >= smallest]
     for layer in layers:
         layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
     try:
