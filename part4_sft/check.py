@@ -38,7 +38,7 @@ def main() -> None:
         example="python -m part4_sft.check replies.csv --model ~/models/SmolLM2-135M-Instruct",
     )
     model = config.model or (DEFAULT_CHECKPOINT if DEFAULT_CHECKPOINT.exists() else None)
-    read_pairs = read_without_model
+    read_pairs = partial(read_without_model, template=config.prompt_template)
     if model:
         from part4_sft.data_files import reading  # only now, for torch takes seconds to import
 

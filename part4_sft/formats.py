@@ -204,6 +204,7 @@ def _csv_entries(text: str, path: Path, columns: Columns) -> list[tuple[str, Any
     (first, header), *rows = rows
     known = {_folded(name): name for name in (*KNOWN_KEYS, *(column.partition("=")[2] for column in columns))}
     names = [known.get(_folded(name), name) for name in header]
+    names[0] = names[0] or "column 1"  # numbers of rows, as pandas writes them
     if "" in names or len(set(names)) < len(names):
         raise UserError(f"{path}: give every column a name of its own; the header is {listed(header)}")
     label = Layout.of(Object(zip(names, names)), f"{path}, row {first}", columns).name("high_quality")

@@ -147,6 +147,7 @@ FOUND: dict[str, list[str]] = {
     "signatures": [
         *("Best regards, Anna", "\n\nKind regards,\nThe Support Team", "Sincerely, John Smith", "\n-- \nAnna"),
         *("Cheers, Tom", "\nMit freundlichen Grüßen\nIhr Team", "\nThanks,\nAnna", "\nYour ACME Team", "Kind regards"),
+        "Yours sincerely, the ACME crew",
         "Warm regards,\nAnna Miller\nCustomer Support\nACME Inc.",
     ],
 }
@@ -376,7 +377,8 @@ def test_a_conversation_is_shown_as_the_models_own_template_has_it(
 def test_without_a_model_torch_is_not_imported_and_lengths_are_in_words(tmp_path: Path) -> None:
     save_pairs(tmp_path / "pairs.json", [Pair("Where is it?", "It is here.")])
     code = "import sys; from part4_sft import check; check.main(); assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", code, "pairs.json"]
+    command = [sys.executable, "-c", code, "pairs.json", "--prompt-template", "{context} >"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert "Words a pair: 6 (median), at most 6" in done.stdout and "--model counts in tokens" in done.stdout
+    assert "  read   | Where is it? >\n  learnt |  It is here.\n" in done.stdout

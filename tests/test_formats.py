@@ -188,7 +188,7 @@ def test_a_system_message_of_alpaca_is_a_turn_and_so_is_the_question_of_an_entry
 def test_what_is_left_out_is_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load_pairs(write(tmp_path / "pairs.CSV", LAYOUTS["Bitext"]))
     load_pairs(write(tmp_path / "pairs.json", [CONVERSATIONS["ShareGPT"] | {"id": n, "a\x1b": n} for n in range(9)]))
-    said = [SAYS_U | {"name": "Anna"}, SAYS_A]
+    said = [SAYS_U | {"name": "Anna"}, SAYS_A | {"tool_calls": None, "markdown": ""}]
     load_pairs(write(tmp_path / "named.jsonl", [{"messages": said}] * 2))
     load_pairs(write(tmp_path / "ours.json", LAYOUTS["ours"]))
     assert capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines() == [
@@ -196,6 +196,14 @@ def test_what_is_left_out_is_noted_once(tmp_path: Path, capsys: pytest.CaptureFi
         'note: pairs.json is read as conversations; left out: "id", "a\\u001b"',
         'note: named.jsonl is read as messages; left out: "name of messages"',
     ]
+
+
+def test_the_numbers_of_rows_that_pandas_writes_are_left_out_and_kept_when_labelled(tmp_path: Path) -> None:
+    path = tmp_path / "frame.csv"
+    path.write_text(",context,response\n0,a,b\n1,c,d\n")
+    assert load_pairs(path) == [Pair("a", "b"), Pair("c", "d")]
+    relabel(path, lambda pair: 1)
+    assert path.read_text() == ",context,response,high_quality\n0,a,b,1\n1,c,d,1\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,13 +45,11 @@ class Reading:
     every: int = 1
 
 
-def read_without_model(pairs: Sequence[Pair]) -> Reading:
-    """Return how many words each pair has, and the first one in the default template."""
+def read_without_model(pairs: Sequence[Pair], template: str | None = None) -> Reading:
+    """Return how many words each pair has, and the first one in a template, as `--prompt-template` gives it."""
     lengths = {pair.place: len(pair.context.split()) + len(pair.response.split()) for pair in pairs}
-    first = [
-        (False, unescape(DEFAULT_TEMPLATE).replace("{context}", pairs[0].context)),
-        (True, f" {pairs[0].response}"),
-    ]
+    prompt = unescape(template or DEFAULT_TEMPLATE).replace("{context}", pairs[0].context)
+    first = [(False, prompt), (True, f" {pairs[0].response}")]
     return Reading("words", lengths, first)
 
 

@@ -55,7 +55,7 @@ _MAY_BE_NUMBER = re.compile(r"\d[\d .\-/()\xa0]{6}")
 _INTERNATIONAL = re.compile(r"(?<![\w+])\+\d(?:[ .\-/()\xa0]{0,3}\d){7,14}(?![\w-])")
 _AMERICAN = re.compile(r"(?<![\w.+/-])(?:1[-. ])?(?:\(\d{3}\) ?\d{3}[-. ]\d{4}|\d{3}([-.])\d{3}\1\d{4})(?![\w-]|\.\d)")
 _WITH_ZERO = re.compile(
-    r"(?<![\w.,+/-])(?!\d\d?[-/. ]\d\d?[-/. ]\d{2,4}\b|\d{5}-\d{4}\b)"  # neither a date nor an American postcode
+    r"(?<![\w.,+/-])(?<!\d )(?!\d\d?[-/. ]\d\d?[-/. ]\d{2,4}\b|\d{5}-\d{4}\b)"  # no date, no American postcode
     r"\(?0\d{1,4}\)?[ /-]{1,3}\d{2,8}(?:[ -]\d{2,5}){0,4}(?![\w:/-])"
 )
 _CALLED = re.compile(
@@ -75,7 +75,8 @@ _CARD = re.compile(r"(?<![\w.-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]
 _ISSUED = re.compile(r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7]|6\d)\d{14}|3[47]\d{13}|3[068]\d{12}")  # by anybody
 
 _WORD = r"[^\W\d_a-z][\w.'\u2019&-]{0,30}"  # of a name: it begins with a capital letter
-_NAME = rf"(?:{_WORD}|[\[{{<][^\n]{{1,40}}[\]}}>])(?:[ ,|\n]{{1,3}}(?:{_WORD}|of|the|from|at|and|team|support)){{0,7}}"
+_SMALL = "of|the|from|at|and|team|crew|staff|support|service|department|desk"  # words in names of teams
+_NAME = rf"(?:{_WORD}|[\[{{<][^\n]{{1,40}}[\]}}>])(?:[ ,|\n]{{1,3}}(?:{_WORD}|{_SMALL})){{0,7}}"
 _BEGINNING = r"(?:\A|[\n.!?])\s{0,5}"  # of a sentence
 _CLOSING = (
     r"(?i:(?:with )?(?:best|kind|kindest|warm|warmest|many) (?:regards|wishes)|regards|sincerely(?: yours)?|cordially"
@@ -83,8 +84,8 @@ _CLOSING = (
     r"|(?:viele|liebe|beste|freundliche|herzliche) grüße|saludos cordiales|atentamente|cordiali saluti)"
 )
 _SIGNATURE = re.compile(
-    rf"(?:{_BEGINNING}{_CLOSING}[ ,.!\u2013-]{{0,3}}\s{{0,5}}(?:from |the |your )?(?:{_NAME}|team)?"
-    rf"|{_BEGINNING}(?i:(?:all the )?best|cheers|yours|warmly),\s{{1,5}}{_NAME}"
+    rf"(?:{_BEGINNING}{_CLOSING}[ ,.!\u2013-]{{0,3}}\s{{0,5}}(?:from |the |your )?(?:{_NAME}|{_SMALL})?"
+    rf"|{_BEGINNING}(?i:(?:all the )?best|cheers|yours|warmly),\s{{1,5}}(?:the )?{_NAME}"
     rf"|{_BEGINNING}(?i:(?:many )?thanks|thank you)(?i: so much| again)?[,.!]?\s{{0,3}}\n\s{{0,3}}{_NAME}"
     rf"|\n\s{{0,3}}(?:--|[\u2013\u2014])\s{{0,3}}{_NAME}"
     r"|\n\s{0,3}(?i:the|your) [^\n]{2,40} (?i:team))\W{0,5}\Z"
