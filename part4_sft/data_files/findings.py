@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 from unicodedata import category, normalize
@@ -38,8 +38,9 @@ class Finding(NamedTuple):
 
 
 def find_all(pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> list[Finding]:
-    """Return every kind of finding, also those that no row has."""
-    return [*_repeated(pairs), _contradictions(pairs), *_in_texts(pairs), _short(pairs), _shared(pairs, test_pairs)]
+    """Return every kind of finding that was looked for, also those that no row has."""
+    shared = [_shared(pairs, test_pairs)] if test_pairs else []
+    return [*_repeated(pairs), _contradictions(pairs), *_in_texts(pairs), _short(pairs), *shared]
 
 
 def row_of(place: str) -> int:
@@ -192,12 +193,12 @@ def _short(pairs: Sequence[Pair]) -> Finding:
     return Finding("short_responses", told, "Are they whole? Complete or remove them.", rows)
 
 
-def _shared(pairs: Sequence[Pair], test_pairs: Iterable[Pair]) -> Finding:
+def _shared(pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> Finding:
     rows_of_test = {fold(pair.context): row_of(pair.place) for pair in test_pairs}
     rows = {
         row_of(pair.place): [f"as row {rows_of_test[like]} of the test: {pair.context}"]
         for pair in pairs
-        if rows_of_test and (like := fold(pair.context)) in rows_of_test
+        if (like := fold(pair.context)) in rows_of_test
     }
     told = "have a context like one of the test data"
     return Finding("shared_with_test", told, "Remove them from one of the files: they are known by heart.", rows)

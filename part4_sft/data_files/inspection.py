@@ -20,6 +20,7 @@ from part4_sft.formats import PairFile, load_pairs, read
 from part4_sft.terminal.screen import columns_of, wrapped
 
 WIDTH = 80  # columns
+ENOUGH = 1000  # characters of either end of a text to fill the lines that are shown
 ROWS_SHOWN, LINES_SHOWN, BAR = 10, 6, 36  # of a finding, of a run of tokens, columns of the longest bar
 
 
@@ -98,6 +99,8 @@ def _unreadable(file: PairFile) -> Finding:
 
 
 def _long(reading: Reading) -> Iterator[Finding]:
+    if not reading.max_length:
+        return
     lengths = {place: f"{length:,} {reading.unit}" for place, length in reading.lengths.items()}
     limit = f"into --max-length {reading.max_length} {reading.unit}"
     rows = {row_of(place): [lengths[place]] for place in reading.too_long}
@@ -180,6 +183,8 @@ def _name(finding: Finding) -> str:
 
 def _run(name: str, text: str) -> Iterator[str]:
     """Yield the lines of what is read or learnt, the first and the last of many, under its name."""
+    if len(text) > 2 * ENOUGH:
+        text = f"{text[:ENOUGH]} ... {text[-ENOUGH:]}"
     lines = wrapped(text.replace("\n", "\\n"), WIDTH - 11)
     if len(lines) > LINES_SHOWN:
         lines = [*lines[: LINES_SHOWN // 2], "...", *lines[-LINES_SHOWN // 2 + 1 :]]
