@@ -36,6 +36,14 @@ class SFTConfig:
     data: Path | None = option(
         None, "JSON, JSONL or CSV file of training pairs; without it 5,000 retail pairs are made", **PATH
     )
+    columns: list[str] | None = option(
+        None,
+        "what files of pairs call a key, where it is not the key itself: context=Question response=Answer",
+        decides_training=False,
+        nargs="+",
+        type=str,
+        metavar="KEY=NAME",
+    )
     stream: bool = option(
         False,
         "tokenise --data, a JSONL file of any size, once into files in --out-dir that every process maps, instead of "
@@ -197,6 +205,8 @@ def check_combinations(config: SFTConfig) -> None:
         )
     if config.chat_template == "model" and config.prompt_template:
         raise UserError("--chat-template model does not go together with --prompt-template", "choose one of them")
+    if config.columns and not config.data:
+        raise UserError("--columns names those of --data", "name a file with --data too")
     if config.test_fraction and not config.data:
         raise UserError("--test-fraction is a share of --data", "name a file with --data too")
     cannot_be_sharded = {

@@ -23,14 +23,17 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON, JSONL or CSV file of pairs")
     parser.add_argument("--annotator", type=annotator, default=login_name(), help="who rates (default: %(default)s)")
+    parser.add_argument(
+        "--columns", nargs="+", default=(), metavar="KEY=NAME", help="as python -m part4_sft.sft has it"
+    )
     parser.add_argument("--report", action="store_true", help="rate nothing, only tell how well annotators agree")
     arguments = parser.parse_args()
     from part4_sft.terminal import ratings  # only now, for it needs packages, and --help should not
 
     if arguments.report:
-        ratings.report(arguments.file)
+        ratings.report(arguments.file, arguments.columns)
     else:
-        ratings.label(arguments.file, arguments.annotator)
+        ratings.label(arguments.file, arguments.annotator, arguments.columns)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.evaluation import UNSEEN_SETS, Entry
 from part4_sft.extras.save_as import check_place, save_as
-from part4_sft.formats import load_pairs
+from part4_sft.formats import read
 from part4_sft.preparation import Data
 
 REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
@@ -43,7 +43,7 @@ def check_inputs_kept(config: SFTConfig, data: Data) -> None:
     changed = [
         path
         for path, pairs in data_files(config, data).items()
-        if any(same_file(path, one) for one in given) and load_pairs(path) != pairs
+        if any(same_file(path, one) for one in given) and read(path, config.columns or ()).pairs != pairs
     ]
     check_kept(given, *changed, *(config.out_dir / name for name in RESULTS + RETAIL_RESULTS))
 

@@ -31,13 +31,14 @@ def prepare_data(config: SFTConfig) -> Data:
         UserError: a file cannot be read, no pair trains, or too few contexts are there to hold any out.
     """
     files = {"sft_dataset": config.data, "sft_validation": config.validation_data, "sft_test": config.test_data}
+    columns = config.columns or ()
     if config.stream:
         return {
-            name: load_beginning(path) if path == config.data else load_pairs(path)
+            name: load_beginning(path, columns) if path == config.data else load_pairs(path, columns)
             for name, path in files.items()
             if path
         }
-    given = {name: load_pairs(path) for name, path in files.items() if path}
+    given = {name: load_pairs(path, columns) for name, path in files.items() if path}
     pairs = given.get("sft_dataset", [])
     training = trainable(pairs, config.train_on)
     if pairs and not training:
@@ -101,7 +102,7 @@ def encode_data(config: SFTConfig, data: Data, encoder: PairEncoder) -> EncodedD
     digests = {f"the digest of {name}": digest(pairs) for name, pairs in data.items()}
     if config.stream and config.data:
         validation = encoder.encode_sets(sets)["validation"]
-        stream = load_stream(config.data, encoder, config.train_on, config.out_dir)
+        stream = load_stream(config.data, encoder, config.train_on, config.out_dir, config.columns or ())
         digests["the digest of sft_dataset"] = stream.digest  # `data` has only its beginning
         return EncodedData(stream.examples, validation, stream.pairs, digests)
     pairs = data["sft_dataset"]

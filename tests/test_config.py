@@ -82,6 +82,7 @@ def test_the_bounds_of_a_share_of_the_data(fraction: str) -> None:
     [
         ("--moments-dtype bfloat16", "--dtype bfloat16"),
         ("--test-fraction 0.2", "name a file with --data"),
+        ("--columns context=a response=b", "--columns names those of --data; name a file with --data too"),
         ("--gradient-accumulation-steps 4", "multiplies the batch in every other tool, and divided it here; use --mic"),
         ("--gradient-accumulation-steps=4", "use --micro-batch-size"),
         ("--gradient-accum 4", "use --micro-batch-size"),

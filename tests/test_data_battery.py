@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from part3_pretrain.checkpoint import load_checkpoint
-from part4_sft import sft
+from part4_sft import label, sft
 from part4_sft.config import DEFAULT_TEMPLATE, parse_arguments
 from part4_sft.encoding import PairEncoder
 from part4_sft.formats import load_pairs
 from part4_sft.preparation import encode_data, prepare_data
-from tests.conftest import Command, assert_refused, in_folder
+from tests.conftest import Command, TypeKeys, assert_refused, in_folder
 
 MB, HUGE = 10**6, "1" + "0" * 30
 PAIRS = [{"context": f"Where is {n}?", "response": "Here."} for n in range(4)]
@@ -33,6 +33,8 @@ def four(context: str, response: str) -> str:
     return json.dumps([{"context": f"{context}{n}", "response": response} for n in range(4)])
 
 
+THEIRS = [{"id": n, "Frage": f"Where is {n}?", "Antwort": "Here."} for n in range(4)]
+NAMED = ["--columns", "context=Frage", "response=Antwort"]
 CUT = "note: {} of 2 contexts of the training set are too long and lose their beginning; the first is that of pairs.j"
 TRAINS: dict[str, tuple[str, list[str], str]] = {  # contents, options, what is noted; two train, two are held out
     "a low-quality pair longer than the model": (json.dumps([*RATED, LOW]), [], ""),
@@ -40,6 +42,7 @@ TRAINS: dict[str, tuple[str, list[str], str]] = {  # contents, options, what is 
     "contexts longer than the model": (four("word " * 600, "b"), [], CUT.format(2)),
     "a --max-length beyond the model": (FOUR, ["--max-length", HUGE], ""),
     "control tokens and characters": (four("<EOS>\0", "<PAD>\x1b<EOS>"), [], ""),
+    "columns of other names": (json.dumps(THEIRS), NAMED, 'note: pairs.json is read as context ("Frage") + response'),
     "zero-width spaces alone": (four("\u200b", "\u200b"), [], ""),
     "a template in two lines": (FOUR, ["--prompt-template", r"{{context}}\n\U0001f642{0}"], ""),
 }
@@ -62,10 +65,32 @@ def test_every_pair_of_unusual_data_is_counted(
     told = capsys.readouterr().err.replace(f"{tmp_path}/", "")
     assert told.startswith(note) and bool(told) == bool(note)
     assert all(line.startswith("note: ") for line in told.splitlines())
-    assert Counter(pair for pairs in data.values() for pair in pairs) == Counter(load_pairs(tmp_path / "pairs.json"))
+    assert Counter(pair for pairs in data.values() for pair in pairs) == Counter(
+        load_pairs(tmp_path / "pairs.json", config.columns or ())
+    )
     assert (len(encoded.training), encoded.dataset_size) == (2, len(data["sft_dataset"]))
     for example in encoded.training:  # <PAD> is 0 and <EOS> is 1, and neither comes from a text
         assert example.ids.index(1) == len(example.ids) - 1 and 0 not in example.ids
+
+
+def test_a_stream_has_the_same_columns(
+    encoder: PairEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("\n".join(map(json.dumps, THEIRS)))
+    files = [f"--{kind}data={file}" for kind in ("", "validation-", "test-")]
+    whole, stream = (parse_arguments([*files, *NAMED, *more, *in_folder(tmp_path)]) for more in ([], ["--stream"]))
+    expected, examples = (encode_data(config, prepare_data(config), encoder) for config in (whole, stream))
+    assert list(examples.training) == list(expected.training) and len(examples.training) == 4
+    assert capsys.readouterr().err.count("left out") == 6  # of each of the three files, in both runs
+
+
+def test_columns_of_other_names_can_be_labelled(tmp_path: Path, type_keys: TypeKeys) -> None:
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps(THEIRS))
+    printed, screens = type_keys(label.main, "5q", file, "--annotator", "a", *NAMED)
+    assert "Where is 0?" in screens[0] and "written: " in printed
+    assert json.loads(file.read_text()) == [one | {"high_quality": int(n == 0)} for n, one in enumerate(THEIRS)]
 
 
 @pytest.fixture
@@ -78,6 +103,12 @@ def options(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 FAULTS: list[tuple[str | bytes, list[str], str]] = [  # contents, options, complaint
     (FOUR, ["--data", "missing.json"], "cannot read missing.json: No such file or directory; name"),
+    (
+        FOUR,
+        NAMED,
+        'pairs.json, pair 1: there is no "Frage", "Antwort", which --columns names; it has "context", "response"',
+    ),
+    (json.dumps(THEIRS), [], "or name the columns: --columns context=NAME response=NAME"),
     (FOUR, ["--data", "."], "cannot read .: Is a directory"),
     (FOUR.encode("utf-16"), [], "pairs.json is not UTF-8 text (byte 0); save it as UTF-8"),
     ("[" + FOUR, [], "pairs.json is not JSON: line 1, column"),

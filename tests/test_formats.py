@@ -50,11 +50,28 @@ LAYOUTS: dict[str, Entries] = {
         {"messages": [{"role": "user", "content": c}, {"content": r, "role": "assistant"}]}
         for c, r in zip(CONTEXTS, RESPONSES)
     ],
+    "Bitext": [
+        {"flags": "BQ", "instruction": c, "category": "ORDER", "intent": "track_order", "response": r}
+        for c, r in zip(CONTEXTS, RESPONSES)
+    ],
+    "Alpaca with an id, its text and empty system messages": [
+        {"id": "7", "instruction": c, "output": r, "text": f"{c} {r}", "system": " "}
+        for c, r in zip(CONTEXTS, RESPONSES)
+    ],
+    "ShareGPT": [
+        {"id": "a_0", "conversations": [{"from": "human", "value": c}, {"from": "gpt", "value": r, "markdown": None}]}
+        for c, r in zip(CONTEXTS, RESPONSES)
+    ],
+    "conversational TRL": [
+        {"prompt": [{"role": "user", "content": c}], "completion": [{"role": "assistant", "content": r}]}
+        for c, r in zip(CONTEXTS, RESPONSES)
+    ],
 }
+NO_CSV = {"chat", "ShareGPT", "conversational TRL"}  # whose cells cannot be lists
 
 
 @pytest.mark.parametrize("ratings", [None, [0, 1]], ids=["unrated", "rated"])
-@pytest.mark.parametrize(("layout", "name"), sorted({*product(LAYOUTS, NAMES)} - {("chat", "pairs.CSV")}))  # no lists
+@pytest.mark.parametrize(("layout", "name"), sorted({*product(LAYOUTS, NAMES)} - {*product(NO_CSV, NAMES[2:])}))
 def test_every_layout_gives_the_same_pairs_from_every_kind_of_file(
     tmp_path: Path, layout: str, name: str, ratings: list[int] | None
 ) -> None:
@@ -128,6 +145,117 @@ def test_a_conversation_keeps_its_turns_and_is_saved_so_that_it_can_be_read_agai
     ]
 
 
+HUMAN, GPT = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}
+SAYS_U, SAYS_A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+CONVERSATIONS: dict[str, dict[str, Any]] = {
+    "ShareGPT": {"conversations": [{"from": "system", "value": "s"}, HUMAN, GPT, HUMAN, GPT]},
+    "ShareGPT, its system apart": {"system": "s", "conversations": [HUMAN, GPT, HUMAN, GPT], "tools": "[]"},
+    "other names": {
+        "conversations": [{"role": role, "content": role[-1]} for role in ("developer", "user", "assistant")]
+    },
+    "a prompt and a completion": {"prompt": [SAYS_U, SAYS_A, SAYS_U], "completion": [SAYS_A], "system": "s"},
+    "from and value in messages": {"messages": [{"from": "System", "value": "s"}, HUMAN, GPT, HUMAN, GPT]},
+    "a redundant prompt": {
+        "prompt": "u",
+        "prompt_id": "1",
+        "messages": [SAYS_U, SAYS_A, SAYS_U, SAYS_A],
+        "system": "s",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversations_of_all_layouts_have_the_same_turns(tmp_path: Path, name: str) -> None:
+    u, a, s = ("user", "u"), ("assistant", "a"), ("system", "s")
+    (pair,) = load_pairs(write(tmp_path / "chats.json", [CONVERSATIONS[name]]))
+    if name == "other names":
+        assert (pair.context, pair.response, pair.turns) == (
+            "System: r\nUser: r",
+            "t",
+            (("system", "r"), ("user", "r")),
+        )
+    else:
+        assert pair == Pair("System: s\nUser: u\nAssistant: a\nUser: u", "a") and pair.turns == (s, u, a, u)
+
+
+def test_a_system_message_of_alpaca_is_a_turn_and_so_is_the_question_of_an_entry_without(tmp_path: Path) -> None:
+    asked = {"instruction": "i", "input": "n", "output": "o"}
+    pairs = load_pairs(write(tmp_path / "a.json", [asked | {"system": "s"}, asked | {"system": ""}]))
+    assert pairs == [Pair("System: s\nUser: i\nn", "o"), Pair("i\nn", "o")]
+    assert [pair.turns for pair in pairs] == [(("system", "s"), ("user", "i\nn")), (("user", "i\nn"),)]
+
+
+def test_what_is_left_out_is_noted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_pairs(write(tmp_path / "pairs.CSV", LAYOUTS["Bitext"]))
+    load_pairs(write(tmp_path / "pairs.json", [CONVERSATIONS["ShareGPT"] | {"id": n, "a\x1b": n} for n in range(9)]))
+    said = [SAYS_U | {"name": "Anna"}, SAYS_A | {"tool_calls": None, "markdown": ""}]
+    load_pairs(write(tmp_path / "named.jsonl", [{"messages": said}] * 2))
+    load_pairs(write(tmp_path / "ours.json", LAYOUTS["ours"]))
+    assert capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines() == [
+        'note: pairs.CSV is read as instruction + response; left out: "category", "flags", "intent"',
+        'note: pairs.json is read as conversations; left out: "id", "a\\u001b"',
+        'note: named.jsonl is read as messages; left out: "name of messages"',
+    ]
+
+
+def test_the_numbers_of_rows_that_pandas_writes_are_left_out_and_kept_when_labelled(tmp_path: Path) -> None:
+    path = tmp_path / "frame.csv"
+    path.write_text(",context,response\n0,a,b\n1,c,d\n")
+    assert load_pairs(path) == [Pair("a", "b"), Pair("c", "d")]
+    relabel(path, lambda pair: 1)
+    assert path.read_text() == ",context,response,high_quality\n0,a,b,1\n1,c,d,1\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_are_read_by_the_names_that_are_given(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{"Frage": c, "Antwort": r, "gut": n, "context": "?"} for n, (c, r) in enumerate(zip("ab", "cd"))]
+    path = write(tmp_path / name, entries)
+    columns = ["context=Frage", "response=Antwort", "high_quality=gut"]
+    assert load_pairs(path, columns) == [Pair("a", "c", 0), Pair("b", "d", 1)]
+    told = 'context ("Frage") + response ("Antwort") + high_quality ("gut"); left out: "context"'
+    assert capsys.readouterr().err == f"note: {path} is read as {told}\n"
+    assert relabel(path, lambda pair: 1, columns) == [1, 1]
+    assert load_pairs(path, columns) == [Pair("a", "c", 1), Pair("b", "d", 1)]
+    assert [pair.context for pair in load_pairs(path, ["response=Antwort"])] == ["?", "?"]
+
+
+def test_columns_of_csv_are_named_as_spreadsheets_show_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Die Frage ;Antwort\na;b\n")
+    assert load_pairs(tmp_path / "a.csv", ["context=die frage", "response=antwort"]) == [Pair("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        (["context"], '--columns must be KEY=NAME, such as context=Question, not "context"; the keys are completion, '),
+        (["question=a"], "--columns must be KEY=NAME"),
+        (["context="], "--columns must be KEY=NAME"),
+        (["context=prompt", "context=completion"], "--columns gives one key or one name twice"),
+        (["context=prompt", "response=prompt"], "--columns gives one key or one name twice"),
+        (["context=Frage"], 'pair 1: there is no "Frage", which --columns names; it has "prompt", "completion"'),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(tmp_path: Path, columns: list[str], complaint: str) -> None:
+    (tmp_path / "pairs.json").write_text(TRL)
+    with pytest.raises(UserError) as refused:
+        load_pairs(tmp_path / "pairs.json", columns)
+    assert complaint in str(refused.value)
+
+
+def test_all_entries_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    rows = "".join(f"a{n},{'' if n % 3 else 'b'}\n" for n in range(24))
+    (tmp_path / "pairs.csv").write_text(f"context,response\n{rows}")
+    with pytest.raises(UserError) as refused:
+        load_pairs(tmp_path / "pairs.csv")
+    message = str(refused.value).replace(f"{tmp_path}/", "")
+    assert message.startswith(
+        'pairs.csv, row 3: "response" is empty; fill it in, or remove the entry; nor can be read: '
+    )
+    assert message.endswith(": row 4, row 6, row 7, row 9, row 10, row 12, row 13, row 15, row 16, row 18, 5 more")
+
+
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl", "my\npairs"])
 def test_the_content_and_not_the_name_tells_an_array_from_jsonl(tmp_path: Path, name: str) -> None:
     smile = GOOD.replace("Where", r"\ud83d\ude42")
@@ -197,14 +325,22 @@ BAD_JSON: list[tuple[bytes | str, str]] = [
     (f'[{GOOD}, "Where is it?"]', 'pair 2: must be an object, {"key": value, ...}, not "Where is it?"'),
     ("[{}]", '"context" is missing; it has no keys; the layouts, one for a whole file: context + response; prompt + '),
     (second(', "response": "Here."', ""), 'pair 2: the key "response" is missing; it has "context", "high_quality" '),
-    (second("}", r', "\ud83d\n\u2028": 5}'), r'pair 2: unknown key "\ud83d\n\u2028"'),
-    (TRL.replace("}", ', "text": "c"}'), '"text": remove it; it has "prompt", "completion", "text"; the layouts'),
-    ('{"text": "a b"}', 'pair 1: the key "context" is missing; it has "text"; split "text" into "messages", or '),
+    (GOOD.replace("context", "contxt"), 'the key "context" is missing (is it "contxt", misspelt?); it has "'),
+    (GOOD.replace("response", "responce"), '"response" is missing (is it "responce", misspelt?); it has '),
+    (GOOD.replace("high_quality", "high_qualty"), 'unknown key "high_qualty" (is it "high_quality", misspelt?): rena'),
+    (GOOD.replace("high_quality", "High-Quality"), 'unknown key "High-Quality" (is it "high_quality", misspelt?)'),
+    (second("high_quality", "highquality"), 'pair 2: "high_quality" must be in all entries or in none'),
+    ('{"instruction": "a", "inputs": "b", "output": "c"}', 'unknown key "inputs" (is it "input", misspelt?)'),
+    ('{"message": "a", "reply": "b"}', 'the key "context" is missing; it has "message", "reply"; the layouts'),
+    ('{"message": [], "id": "b"}', 'the key "messages" is missing (is it "message", misspelt?); it has'),
+    ('{"instruction": "a", "context": "b", "response": "c"}', 'of several layouts, "instruction", "context", "respo'),
+    (TRL.replace("}", ', "context": "c"}'), 'several layouts, "prompt", "completion", "context"; say which are '),
+    ('{"text": "a b"}', 'pair 1: the key "context" is missing; it has "text"; split "text" into "prompt" and "comp'),
     (f"{GOOD}\n{TRL}", '"context" is missing; it has "prompt", "completion" where pair 1 has "context", "response", '),
     (second(', "high_quality": 1', ""), 'pair 2: "high_quality" must be in all entries or in none; it has "context", '),
     (f'{{"context": "a", "response": "b"}}\n{GOOD}', 'pair 2: "high_quality" must be in all entries or in none'),
     (second("}", ', "context": "b"}'), 'pair 2: the key "context" is there twice; keep one of them'),
-    (second("}", "".join(f', "k{n * 10**999}": 5' for n in range(999)) + "}"), 'pair 2: unknown key "k0", "k100'),
+    ("{" + ", ".join(f'"k{n * 10**999}": 5' for n in range(999)) + "}", '"context" is missing; it has "k0", "k100'),
     (second("Here.", " \\n"), 'pair 2: "response" is empty; fill it in, or remove the entry'),
     (second('"Here."', '{"a": "b"}'), 'pair 2: "response" must be text, not an object'),
     (second("Here.", r"Here \ud83d"), 'pair 2: "response" holds half of a character (a lone surrogate); remove it'),
@@ -213,7 +349,13 @@ BAD_JSON: list[tuple[bytes | str, str]] = [
     (second("1}", "[" * 500 + "]" * 500 + "}"), 'pair 2: "high_quality" must be 0 or 1, not a list'),
     ('{"instruction": "a", "input": null, "output": "b"}', 'pair 1: "input" must be text, not null'),
     ('{"instruction": " ", "input": "a", "output": "b"}', 'pair 1: "instruction" is empty'),
-    (TRL.replace('"a"', f"[{USER}]"), '"prompt" must be text, not a list; a conversation goes into "messages"'),
+    (TRL.replace('"a"', f"[{USER}]"), '"completion" must be a list of objects {"role", "content"}, in a JSON or '),
+    (second('"Here."', f"[{USER}]"), 'pair 2: "response" must be text, not a list; a conversation goes into "me'),
+    (chat(USER, '{"role": "tool", "content": "a"}', ASSISTANT), 'message 2: "tool" belongs to a call of a tool, which'),
+    (chat(USER, '{"role": "assistant", "content": null, "tool_calls": [{}]}'), '"tool_calls" belongs to a call of a t'),
+    ('{"conversations": [{"from": "observation", "value": "a"}]}', '"observation" belongs to a call of a tool'),
+    ('{"messages": [{"function_call": {"name": "f"}, "role": "assistant"}]}', '"function_call" belongs to a call'),
+    (f'{{"messages": [{USER}, {ASSISTANT}], "tools": [{{}}]}}', 'pair 1: "tools" belongs to a call of a tool'),
     ('{"messages": "a"}', '"messages" must be a list of objects {"role", "content"}, in a JSON or JSONL file, not "a"'),
     (chat(ASSISTANT), 'pair 2: "messages" must be one message or more'),
     (chat(USER, ASSISTANT, USER), "a last one from the assistant"),
@@ -234,6 +376,11 @@ BAD_CSV: list[tuple[bytes | str, str]] = [
     ("context,response,response\na,b,c\n", 'the header is "context", "response", "response"'),
     ("context,response,\na,b,c\n", 'the header is "context", "response", ""'),
     ("Where is it?,Here.\nWhere?,There.\n", 'row 1: the key "context" is missing; it has "Where is it?", "Here."; the'),
+    (
+        "context,response,high_qualty\na,b,0\nc,d,0\n",
+        'row 1: unknown key "high_qualty" (is it "high_quality", misspelt?)',
+    ),
+    ("message,reply\na,b\n", 'row 1: the key "context" is missing; it has "message", "reply"'),
     ("\ncontext|response\na|b\n", 'row 2: the key "context" is missing; it has "context|response"; '),
     ("messages\na\n", "in a JSON or JSONL file"),
     (GOOD_CSV + "a,b,1.0\n", 'row 3: "high_quality" must be 0 or 1, not "1.0"'),

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCES = [path for package in ("part3_pretrain", "part4_sft") for path in (ROOT / package).rglob("*.py")]
-COMMANDS = {"pretrain.py", "convert.py", "sft.py", "chat.py", "label.py", "compare.py", "walkthrough.py"}
+COMMANDS = {"pretrain.py", "convert.py", "sft.py", "chat.py", "label.py", "compare.py", "check.py", "walkthrough.py"}
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
 OPTIONAL = {"peft", "gguf", "torch.utils.tensorboard"}  # packages that may be missing
 

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -105,6 +105,8 @@ def option(
 ) -> Any:
     """Return a dataclass field that is also a command-line option; one that is False by default takes no value.
 
+    One without a default, MISSING, is no option but has to be given by its place.
+
     Args:
         allowed, is_valid: which values are allowed, in words and as a test.
         decides_training: whether another value would make another training, which --resume has to refuse.
@@ -154,6 +156,9 @@ def parse(
     parser = OneLineParser(prog, description=description, epilog=f"example: {example}", formatter_class=show_defaults)
     options = fields(config)  # type: ignore[arg-type]
     for one in options:
+        if one.default is MISSING:  # which argparse tells of by itself
+            parser.add_argument(one.name, **one.metadata["argument"])
+            continue
         kind = {"action": "store_true"} if one.default is False else {"type": type(one.default)}
         parser.add_argument(flag(one.name), default=one.default, **(kind | one.metadata["argument"]))
     parsed = config(**vars(parser.parse_args(arguments)))

@@ -33,14 +33,15 @@ from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_folder, cannot_read
+from part4_sft.data_files.layouts import Columns
 from part4_sft.dataset import Pair, trainable
 from part4_sft.encoding import Example, PairEncoder, note_cut
-from part4_sft.formats import pairs_of_lines
+from part4_sft.formats import note_left_out, pairs_of_lines, read_lines
 
 CHUNK_BYTES = 2**20  # that a worker takes at once
 LONGEST_LIST = 2**20  # examples whose order is a list, the same as without --stream; that of more is computed
 ROUNDS = 4  # after these the order passes the same tests of chance as `Random.shuffle`
-_Chunk = tuple[bytes, int, int, bytes, Path]  # the arguments of `pairs_of_lines`
+_Chunk = tuple[bytes, int, int, bytes, Path, Columns]  # the arguments of `pairs_of_lines`
 
 
 class TrainingData(NamedTuple):
@@ -111,18 +112,21 @@ def _map_file(path: Path, kind: str) -> memoryview:
         return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)).cast(kind)  # type: ignore[call-overload]
 
 
-def load_beginning(path: Path) -> list[Pair]:
+def load_beginning(path: Path, columns: Columns = ()) -> list[Pair]:
     """Read the pairs in the first mebibyte of a JSONL file; raise UserError where it cannot be read or has others."""
-    return pairs_of_lines(*next(_chunks(path)))
+    file = read_lines(*next(_chunks(path, columns)))
+    file.check()
+    note_left_out(file, path)
+    return file.pairs
 
 
-def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> TrainingData:
+def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path, columns: Columns = ()) -> TrainingData:
     """Tokenise the trainable pairs of a JSONL file (see `--train-on`), unless a run before has done so.
 
     Raises:
         UserError: the file, a line of it or the cache cannot be used, or no pair is trainable.
     """
-    digest = distributed.on_rank_0(partial(_tokenise_once, path, encoder, train_on, out_dir))
+    digest = distributed.on_rank_0(partial(_tokenise_once, path, encoder, train_on, out_dir, columns))
     cache = out_dir / f"tokenised-{digest[:16]}"
     try:
         counts = json.loads((cache / "counts.json").read_text(encoding="utf-8"))
@@ -131,10 +135,10 @@ def load_stream(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) 
         raise UserError(f"{cache} is damaged ({error})", "delete it, and it is made anew") from error
 
 
-def _tokenise_once(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path) -> str:
+def _tokenise_once(path: Path, encoder: PairEncoder, train_on: str, out_dir: Path, columns: Columns) -> str:
     """Make the cache unless it is there, and return the digest of all that decides what is in it."""
     how = [getattr(encoder, field.name) for field in fields(encoder) if field.name != "tokenizer"]
-    decides = (encoder.tokenizer.to_str(), how, train_on)
+    decides = (encoder.tokenizer.to_str(), how, train_on, *columns)
     try:
         with path.open("rb") as file:
             digest = sha256(repr((file_digest(file, "sha256").hexdigest(), decides)).encode()).hexdigest()
@@ -145,11 +149,11 @@ def _tokenise_once(path: Path, encoder: PairEncoder, train_on: str, out_dir: Pat
         for unfinished in out_dir.glob(".tokenised-*"):  # of a run that was killed
             shutil.rmtree(unfinished)
         with atomic_folder(cache) as folder:
-            _tokenise(path, encoder, train_on, folder)
+            _tokenise(path, encoder, train_on, folder, columns)
     return digest
 
 
-def _chunks(path: Path) -> Iterator[_Chunk]:
+def _chunks(path: Path, columns: Columns) -> Iterator[_Chunk]:
     """Yield the arguments of `pairs_of_lines` for about a mebibyte of whole lines at a time."""
     try:
         with path.open("rb") as file:
@@ -160,13 +164,13 @@ def _chunks(path: Path) -> Iterator[_Chunk]:
             offset, line = 0, 1
             while data := file.read(CHUNK_BYTES):
                 data += file.readline()
-                yield data, offset, line, first_line, path
+                yield data, offset, line, first_line, path, columns
                 offset, line = offset + len(data), line + data.count(b"\n")
     except OSError as error:
         raise cannot_read(path, error) from error
 
 
-def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path) -> None:
+def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path, columns: Columns) -> None:
     """Fill the folder with the files of a `MappedExamples`, and the number of pairs in counts.json."""
     # macOS does not tell which processors a process may use.
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -180,7 +184,7 @@ def _tokenise(path: Path, encoder: PairEncoder, train_on: str, folder: Path) -> 
         tqdm(total=path.stat().st_size, desc="tokenising", unit="B", unit_scale=True, disable=None) as bar,
     ):
         array("q", [0]).tofile(ends)
-        for part in _in_order(pool, _chunks(path), ahead=2 * workers):
+        for part in _in_order(pool, _chunks(path, columns), ahead=2 * workers):
             part.ids.tofile(ids)
             array("q", accumulate(part.lengths, initial=tokens))[1:].tofile(ends)
             tokens += len(part.ids)

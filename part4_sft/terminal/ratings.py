@@ -13,6 +13,7 @@ from nltk.metrics.agreement import AnnotationTask
 from part3_pretrain.retail.rubric import HIGH_QUALITY
 from part3_pretrain.runtime.files import locked
 from part3_pretrain.runtime.printable import printable
+from part4_sft.data_files.layouts import Columns
 from part4_sft.dataset import Pair
 from part4_sft.formats import load_pairs, relabel
 from part4_sft.terminal.interview import Item, interview, journal_of, journals, replay
@@ -22,9 +23,9 @@ MAX_DISAGREEMENTS_SHOWN, MAX_CHARACTERS_SHOWN = 10, 300  # in a report; the char
 Ratings = dict[str, int]  # one annotator's, by `Item.id`
 
 
-def load_items(path: Path) -> list[Item]:
+def load_items(path: Path, columns: Columns) -> list[Item]:
     """Read what is to be rated in a file of pairs. Raises UserError where it is not one."""
-    return list(dict.fromkeys(item_of(pair) for pair in load_pairs(path)))
+    return list(dict.fromkeys(item_of(pair) for pair in load_pairs(path, columns)))
 
 
 def item_of(pair: Pair) -> Item:
@@ -37,33 +38,33 @@ def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
     return {name: {id: int(key) for id, key in given.items()} for name, given in given_by.items() if given}
 
 
-def label(path: Path, annotator: str) -> None:
+def label(path: Path, annotator: str, columns: Columns = ()) -> None:
     """Ask for ratings until the person quits, put them into the file, and print what they have come to.
 
     Raises UserError where a file cannot be read or written, or there is no terminal.
     """
-    items = load_items(path)
+    items = load_items(path, columns)
     title = f"{path.name}, rated by {annotator}"
     try:
         interview(
             items, journal_of(path, annotator), CHOICES, title, lambda given: progress(given.values(), len(items))
         )
     except KeyboardInterrupt:  # but not where there is no terminal, and so nothing new
-        write_labels(path, load_ratings(path, items))
+        write_labels(path, load_ratings(path, items), columns)
         raise
     ratings_by_annotator = load_ratings(path, items)
-    write_labels(path, ratings_by_annotator)
+    write_labels(path, ratings_by_annotator, columns)
     # The others' ratings are not shown: nobody should see them before their own are done.
     print(summary(path, items, {annotator: ratings_by_annotator.get(annotator, {})}))
 
 
-def report(path: Path) -> None:
+def report(path: Path, columns: Columns = ()) -> None:
     """Print what has been rated, by whom, and how well annotators agree. Raises UserError as `label` does."""
-    items = load_items(path)
+    items = load_items(path, columns)
     print(summary(path, items, load_ratings(path, items)))
 
 
-def write_labels(path: Path, ratings_by_annotator: dict[str, Ratings]) -> None:
+def write_labels(path: Path, ratings_by_annotator: dict[str, Ratings], columns: Columns) -> None:
     """Set "high_quality" in the file by the mean rating of each pair, if any is rated, and print how many train now."""
     if not ratings_by_annotator:
         return
@@ -74,7 +75,7 @@ def write_labels(path: Path, ratings_by_annotator: dict[str, Ratings]) -> None:
         return int(fmean(ratings) >= HIGH_QUALITY) if ratings else None
 
     with locked(path.resolve().parent):  # of the file, where the path is a link to it
-        labels = relabel(path, new_label)
+        labels = relabel(path, new_label, columns)
     good = sum(labels)
     print(f"written: {path}; pairs that train (high_quality 1): {good:,}; that do not (0): {len(labels) - good:,}")
 
