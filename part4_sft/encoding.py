@@ -12,7 +12,7 @@ Where a pair is too long, its context loses tokens on the left; a response is ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tokenizers import Tokenizer
@@ -34,6 +34,7 @@ class Example:
 
     ids: list[int]
     labels: list[int]
+    place: str = field(default="", compare=False)  # of the pair, for messages
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class PairEncoder:
                 raise UserError(f"{place}: no token comes of its prompt", cure)
             if len(kept) < len(prompt):
                 cut.append(place)
-            examples.append(Example(kept + response, [IGNORE_INDEX] * len(kept) + response))
+            examples.append(Example(kept + response, [IGNORE_INDEX] * len(kept) + response, pair.place))
         return examples, cut, too_long
 
     def check_all_fit(self, too_long: list[tuple[str, str]]) -> None:

@@ -57,8 +57,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
             log(f"{config.model} is missing, so Part 3 runs first and makes it")
             files = None, config.model, config.out_dir
             pretrain(PretrainConfig(*files, device=config.device, seed=config.seed, resume=config.resume))
-        # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
-        checkpoint = load_checkpoint(config.model, torch.float32 if config.shard else weights_dtype(config.dtype))
+        checkpoint = load_start(config)
     check_model(config, checkpoint)
     model = checkpoint.model.to(device)
     config = settle_extent(config, count_parameters(model))
@@ -107,6 +106,14 @@ def describe_start(checkpoint: Checkpoint, digest: str) -> dict[str, str]:
         "the shape of the model": json.dumps(asdict(checkpoint.model.config)),
         "the digest of the tokenizer": sha256(checkpoint.tokenizer.to_str().encode()).hexdigest(),
     }
+
+
+def load_start(config: SFTConfig) -> Checkpoint:
+    """Return what the training starts from, in the number format of its weights."""
+    if config.model.suffix != ".pt":  # a folder or a GGUF file, mostly large
+        log(f"reading {config.model} ...")
+    # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
+    return load_checkpoint(config.model, torch.float32 if config.shard else weights_dtype(config.dtype))
 
 
 def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Transformer:

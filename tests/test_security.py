@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from part4_sft import sft
-from tests.conftest import ROOT, Command, FinishedRun, in_folder
+from tests.conftest import ROOT, Command, in_folder
+from tests.processes import small_sft
 
 SOURCES = [path for package in ("part3_pretrain", "part4_sft") for path in (ROOT / package).rglob("*.py")]
 FORBIDDEN_MODULES = {"pickle", "subprocess", "marshal", "shelve", "dill", "socket", "urllib", "requests", "http", "pty"}
@@ -17,12 +18,11 @@ FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__", "importlib.import_mo
 
 
 def test_the_main_command_runs_where_sockets_are_forbidden(
-    run_main: Command, finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_main: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, pytest.fail)
-    shorter = ["--epochs", "1", "--max-new-tokens", "1", "--samples-per-context", "1"]
-    assert run_main(sft.main, *finished_run.options, *shorter, *in_folder(tmp_path))[0] == 0
+    assert run_main(sft.main, *small_sft(tmp_path, tiny_checkpoint), *in_folder(tmp_path))[0] == 0
 
 
 def test_no_module_can_run_what_a_file_says() -> None:

@@ -318,7 +318,7 @@ def test_where_the_default_checkpoint_is_missing_part_3_runs_first(
         config.checkpoint.write_bytes(tiny_checkpoint.read_bytes())
 
     monkeypatch.setattr("part4_sft.run.pretrain", pretrain)
-    save_pairs(tmp_path / "mine.json", made["sft_dataset"][:4])
+    save_pairs(tmp_path / "mine.json", not_of_retail(made["sft_dataset"][:4]))
     options = ["--epochs", "1", "--max-new-tokens", "1", "--samples-per-context", "1", "--seed", "7"]
     options += ["--device", "cpu"]
     for name in ("--data", "--validation-data", "--test-data"):

@@ -353,8 +353,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     assert numbers == list(range(stop_at, 7)) and not path.exists()
 
 
+@pytest.mark.parametrize("placed", [True, False])
 def test_a_loss_that_is_not_finite_is_told_with_step_and_pairs_and_the_state_before_it_is_kept(
-    tiny_model: Transformer, examples: list[Example], tmp_path: Path
+    placed: bool, tiny_model: Transformer, examples: list[Example], tmp_path: Path
 ) -> None:
     model = copy.deepcopy(tiny_model)
 
@@ -364,8 +365,11 @@ def test_a_loss_that_is_not_finite_is_told_with_step_and_pairs_and_the_state_bef
                 model.norm.weight[0] = torch.inf
 
     path = tmp_path / "state.pt"
-    fourth = ", ".join(str(index + 1) for index in shuffled_batches(11, 8, 2, FAST.seed)[1])
-    complaint = rf"the loss of step 4 is nan, .*\(training pairs {fourth}\); .*--learning-rate"
+    fourth = [str(index + 1) for index in shuffled_batches(11, 8, 2, FAST.seed)[1]]
+    place = "pair " if not placed else "mine.csv, row "
+    examples = [replace(each, place=f"mine.csv, row {n}" if placed else "") for n, each in enumerate(examples, start=1)]
+    told = ", ".join([place + fourth[0], *(place.removeprefix("mine.csv, ") + number for number in fourth[1:])])
+    complaint = rf"the loss of step 4 is nan, .*\(trained on {told}\); .*--learning-rate"
     with pytest.raises(UserError, match=complaint), TrainingState(path, save_every=100) as state:
         train(model, examples, FAST, validate, state, spoil)
     resumed = copy.deepcopy(tiny_model)

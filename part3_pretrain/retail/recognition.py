@@ -26,6 +26,8 @@ NO_ITEM = any_of(["it", *{in_person(mention, person) for mention in CUSTOMER["me
 ANY_NAME = r"\w+(?: (?!(?:the|my|their|that|because)\b)\w+){0,3}?"
 IT = rf"(?:(?:the|my|their) ({any_of(GOODS)})|(?:{NO_ITEM})|(?:the|my|their) ({ANY_NAME}))"
 
+_Candidate = tuple[str, list[str], str]  # what stands between the slots of a text: the longest part, and all; a pattern
+
 
 @dataclass(frozen=True)
 class _Mention:
@@ -64,11 +66,18 @@ def recognise(context: str) -> Scenario | None:
 def _find_service(context: str) -> Iterator[_Mention]:
     lower = context.lower()
     for intent in INTENTS:
-        patterns = [phrase_pattern(intent)]
-        patterns += [compiled(pattern) for part, pattern in message_patterns(intent) if part in lower]
+        patterns = [phrase_pattern(intent)] if any(_may_be_in(lower, phrases_of(intent))) else []
+        patterns += map(compiled, _may_be_in(lower, message_patterns(intent)))
         for pattern in patterns:
             for match in pattern.finditer(context):
                 yield _Mention(*match.span(), intent, next(filter(None, match.groups()), None))
+
+
+def _may_be_in(lower: str, candidates: list[_Candidate]) -> Iterator[str]:
+    """Yield the patterns worth looking for: most are told by a part of theirs that a context does not have."""
+    for longest, parts, pattern in candidates:
+        if longest in lower and all(part in lower for part in parts):
+            yield pattern
 
 
 def _find_others(context: str) -> Iterator[_Mention]:
@@ -76,17 +85,21 @@ def _find_others(context: str) -> Iterator[_Mention]:
     said = context.strip().rstrip(".?!")
     if intent := small_talk().get(said):
         yield _Mention(0, len(said), intent, None)
-    for intent in OUTSIDE:
-        for message in intent.messages:
-            text = message.lower().rstrip(".?!")
-            if text in context and (match := re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)):
-                yield _Mention(*match.span(), intent, None)
+    for text, intent in outside():
+        if text in context and (match := re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)):
+            yield _Mention(*match.span(), intent, None)
 
 
 @cache
 def small_talk() -> dict[str, Intent]:
     """Return the kind of small talk of each message, in lower case and without full stop; of several, the first."""
     return {message.lower().rstrip(".?!"): intent for intent in reversed(SMALL_TALK) for message in intent.messages}
+
+
+@cache
+def outside() -> list[tuple[str, Intent]]:
+    """Return the messages that no shop can answer, in lower case and without full stop."""
+    return [(message.lower().rstrip(".?!"), intent) for intent in OUTSIDE for message in intent.messages]
 
 
 @cache
@@ -102,15 +115,21 @@ def phrase_pattern(intent: Intent) -> re.Pattern[str]:
 
 
 @cache
-def message_patterns(intent: Intent) -> list[tuple[str, str]]:
-    """Return a pattern for each of the intent's messages, and a part without which it need not be looked for."""
-    patterns = []
-    for message in intent.messages:
-        text = message.rstrip(".?!")
-        part = max(text.lower().split("{it}"), key=len)
-        pattern = re.escape(text).replace(re.escape("{it}"), IT)
-        patterns.append((part, rf"(?<!\w){pattern}(?!\w)"))
-    return patterns
+def phrases_of(intent: Intent) -> list[_Candidate]:
+    """Return the intent's phrases; where none may be in a context, neither is `phrase_pattern`."""
+    return [_candidate(phrase, phrase) for phrase in intent.phrases + intent.restated_only]
+
+
+@cache
+def message_patterns(intent: Intent) -> list[_Candidate]:
+    """Return a pattern for each of the intent's messages."""
+    texts = [message.rstrip(".?!") for message in intent.messages]
+    return [_candidate(text, rf"(?<!\w){re.escape(text).replace(re.escape('{it}'), IT)}(?!\w)") for text in texts]
+
+
+def _candidate(text: str, pattern: str) -> _Candidate:
+    parts = re.split(r"\{\w+}", text.lower())
+    return max(parts, key=len), parts, pattern
 
 
 @cache  # compiled only when one is looked for: thousands would take seconds

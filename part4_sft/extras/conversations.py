@@ -144,7 +144,7 @@ class ChatEncoder(PairEncoder):
             if len(example.ids) > self.max_length:
                 too_long.append((place, f"{len(example.ids)} tokens with system message and chat template"))
                 continue
-            examples.append(example)
+            examples.append(replace(example, place=pair.place))
             cut += [place] * is_cut
         return examples, cut, too_long
 
@@ -221,7 +221,7 @@ class ChatEncoder(PairEncoder):
 
     @cached_property
     def control(self) -> ControlTokens:
-        return ControlTokens(self.tokenizer)
+        return ControlTokens(self.tokenizer, self.chat.source)
 
     def _marks(self, turns: Turns) -> tuple[str, str]:
         """Return a mark for `ControlTokens` and two for `ChatTemplate.render`, none of which occurs anywhere."""
@@ -230,4 +230,4 @@ class ChatEncoder(PairEncoder):
         return mark, "".join(marks)
 
     def _guard(self, turns: Turns, mark: str) -> Turns:
-        return tuple((role, self.control.break_up(content, mark)) for role, content in turns)
+        return tuple((role, self.control.break_up(role, content, mark)) for role, content in turns)
