@@ -162,7 +162,7 @@ def test_ten_steps_through_its_template_are_those_of_trl(
 
     from benchmarks import trl_side
 
-    config, pairs = SFTConfig(epochs=1, batch_size=2), made["sft_dataset"][:40]
+    config, pairs = SFTConfig(epochs=1, batch_size=2, dtype="float32"), made["sft_dataset"][:40]
     conversations: list[Turns] = [
         (("user", a.context), ("assistant", a.response), ("user", b.context), ("assistant", b.response))
         for a, b in zip(pairs[::2], pairs[1::2])
