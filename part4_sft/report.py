@@ -19,6 +19,7 @@ class Measure(NamedTuple):
     better: str = "higher"
 
 
+NEAR = "near that of references"
 MEASURES = {
     "bleu": Measure("BLEU", "mean sentence BLEU against the reference reply, smoothed", ".3f"),
     "corpus_bleu": Measure("corpus BLEU", "BLEU of all n-grams counted together", ".3f"),
@@ -26,6 +27,10 @@ MEASURES = {
     "rating": Measure("rating", "mean rating by the rubric, 1.0 to 5.0", ".2f"),
     "rated_4_or_more": Measure("rated 4.0 or more", "share of replies that count as high quality"),
     "invented": Measure("invented", "names or promises what neither customer nor policy gave", better="lower"),
+    "repeats_fact": Measure("repeats a fact", "a number, amount, date, address or name of the context", better=NEAR),
+    "invents_fact": Measure(
+        "invents a fact", "one that stands neither there nor in two training responses", better="lower"
+    ),
     "right_item": Measure("right item", "names the customer's item, letter for letter"),
     "wrong_item": Measure("wrong item", "names another item of the catalogue", better="lower"),
     "right_resolution": Measure("right resolution", "gives what the policy prescribes, and nothing else"),
@@ -33,7 +38,7 @@ MEASURES = {
     "both_problems_resolved": Measure("both problems", "resolves both, of the contexts with two"),
     "stops_by_itself": Measure("stops by itself", "ends with `<EOS>` within the token limit"),
     "length_ratio": Measure("length ratio", "words of the replies per word of the references", ".2f", "near 1"),
-    "distinct_2": Measure("distinct-2", "different pairs of words among all pairs", ".3f", "near that of references"),
+    "distinct_2": Measure("distinct-2", "different pairs of words among all pairs", ".3f", NEAR),
     "perplexity": Measure("perplexity", "of the reference's tokens, given the context", ".2f", "lower"),
 }
 AUTHORS = {
@@ -41,6 +46,7 @@ AUTHORS = {
     "sft": "SFT",
     "ceiling": "agreement of ideal agents",
     "likeliest_ideal": "likeliest ideal words",
+    "reference": "references",
 }
 MODELS = ("pretrained", "sft")
 UNSEEN_SETS = {  # key in `evaluation.json`: (title, what was not seen)
@@ -76,6 +82,8 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         sections["Is the difference real?"] = _comparison(evaluation)
     sections["Loss"] = ["![loss curve](loss_curve.png)"]
     sections["Epoch by epoch"] = _epoch_by_epoch(evaluation)
+    if "facts" in evaluation:
+        sections["Repeated and invented"] = _facts(evaluation["facts"])
     for key, (title, meaning) in UNSEEN_SETS.items():
         if key in evaluation:
             sections[title] = [meaning, score_table(evaluation[key])]
@@ -127,7 +135,8 @@ def _introduction(evaluation: dict[str, Any]) -> str:
 
 
 def _before_and_after(evaluation: dict[str, Any]) -> list[str]:
-    paragraphs = [score_table({name: evaluation[name] for name in AUTHORS if name in evaluation}, explained=True)]
+    authors = evaluation | ({"reference": evaluation["facts"]["reference"]} if "facts" in evaluation else {})
+    paragraphs = [score_table({name: authors[name] for name in AUTHORS if name in authors}, explained=True)]
     if "ceiling" in evaluation:
         paragraphs.append(
             "The *agreement of ideal agents* is what a second, independently written ideal reply to the same context "
@@ -209,6 +218,28 @@ def _epoch_by_epoch(evaluation: dict[str, Any]) -> list[str]:
         f"after epoch {evaluation['kept_epoch']} (`--keep {evaluation['config']['keep']}`).",
         markdown_table(header, rows),
     ]
+
+
+def _facts(facts: dict[str, Any]) -> list[str]:
+    names = {author: AUTHORS[author] for author in (*MODELS, "reference")}
+    by_kind = [facts["by_kind"][author] for author in names]
+    rows = [
+        [kind, *(f"{shares[kind][source]:.1%}" for source in ("repeated", "invented") for shares in by_kind)]
+        for kind in by_kind[0]
+    ]
+    header = ["kind", *(f"{verb}: {name}" for verb in ("repeats", "invents") for name in names.values())]
+    known = ", ".join(f"{facts['known'][author]:.1%} ({name})" for author, name in names.items())
+    paragraphs = [
+        "Share of replies that repeat a fact of the context, and that invent one, by the kind of fact. What at least "
+        f"two of {facts['training_responses']:,} training responses say though their contexts do not, such as a "
+        f"hotline, is not invented; {known} of the replies say such a thing. Where the references invent, the model "
+        "learns to.",
+        markdown_table(header, rows),
+    ]
+    for one in facts["inventions"]:
+        invented = ", ".join(map(_escaped, one["invented"]))
+        paragraphs += [f"> {_escaped(one['context'])}", f"- SFT invents **{invented}**: {_escaped(one['text'])}"]
+    return paragraphs
 
 
 def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:

@@ -56,6 +56,16 @@ def evaluation() -> dict[str, Any]:
         "errors_by_category": errors,
         "comparison": dict.fromkeys(("bleu", "rouge_l", "rating"), comparison),
         "resampled": {"contexts": 200, "intents": 66},
+        "facts": {
+            "training_responses": 500,
+            "reference": {"repeats_fact": 0.75, "invents_fact": 0.25},
+            "known": {"pretrained": 0.0, "sft": 0.1, "reference": 0.2},
+            "by_kind": {
+                author: {"number": {"repeated": share, "known": 0.1, "invented": share / 2}}
+                for author, share in (("pretrained", 0.1), ("sft", 0.6), ("reference", 0.8))
+            },
+            "inventions": [{"context": "Where is 48213?", "text": "48214\n*is* late.", "invented": ["48214", "*is*"]}],
+        },
         "unseen_wording": SCORES,
         "unseen_phrase": {author: SCORES[author] for author in ("pretrained", "sft")},
         "controls": {
@@ -158,6 +168,7 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
         "unseen_phrase",
         "controls",
         "hand_over",
+        "facts",
     ):
         del evaluation[key]
     for entry in evaluation["by_epoch"]:
