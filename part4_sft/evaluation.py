@@ -151,13 +151,13 @@ def evaluate_sft_vs_pretrained(
         samples: replies that each model writes to each context. Its scores are means over the samples; their spread
             is the standard deviation from sample to sample.
         scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
-        checker: tells which facts of the replies are invented; by default from the responses of the pairs.
+        checker: tells which facts of the replies are invented, by the training responses; by default that is not told.
         name: what the progress bar calls the set.
         progress: called with the number of each batch of replies once they are written.
     """
     times = f", each {samples} times" if samples > 1 else ""
     log(f"{name.replace('_', ' ')}: both models answer {len(pairs)} contexts{times} ...")
-    scenarios, checker = scenarios or recognise_all(pairs), checker or FactChecker(pairs)
+    scenarios = scenarios or recognise_all(pairs)
     models = {"pretrained": pretrained, "sft": sft}
     authors: dict[str, list[Replies]] = {}
     for author, model in models.items():
