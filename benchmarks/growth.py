@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -42,20 +43,32 @@ MADE_COUNTS = (1_000, 10_000, 50_000)
 Row = tuple[float, float]  # how many, and the cost of one
 
 
+class Panel(NamedTuple):
+    """A table and a panel of the picture: what grows, what one of it costs, and what was measured."""
+
+    title: str  # what is done
+    number: str  # what grows
+    cost: str  # of one, with its unit
+    points: Sequence[Row]
+
+
 def main(out_dir: Path) -> str:
     made = {count: cost_of_making(count) for count in MADE_COUNTS}
-    panels: dict[str, tuple[str, list[Row]]] = {
-        "pairs": ("ms a pair: load, tokenise, train", [(n, 1000 * cost_of_pairs(n)) for n in PAIR_COUNTS]),
-        "response tokens": ("ms a token trained on", [(n, 1000 * cost_of_length(n)) for n in RESPONSE_LENGTHS]),
-        "pairs a step": ("ms a pair", [(n, 1000 * cost_of_batch(n)) for n in BATCH_SIZES]),
-        "parameters": ("ns a token and parameter", [cost_of_model(shape) for shape in MODELS.values()]),
-        "replies at once": ("ms a reply", [(n, 1000 * cost_of_replies(n)) for n in REPLY_COUNTS]),
-        "pairs made": ("ms a pair made and written", [(n, 1000 * cost) for n, (cost, _) in made.items()]),
-    }
+    lengths = [(n, 1000 * cost_of_length(n)) for n in RESPONSE_LENGTHS]
+    batches = [(n, 1000 * cost_of_batch(n)) for n in BATCH_SIZES]
+    models = [cost_of_model(shape) for shape in MODELS.values()]
+    panels = [
+        Panel("Load, tokenise, train", "pairs", "ms per pair", [(n, 1000 * cost_of_pairs(n)) for n in PAIR_COUNTS]),
+        Panel("Train on longer responses", "tokens of a response", "ms per response token", lengths),
+        Panel("Train with larger batches", "pairs in a step", "ms per pair", batches),
+        Panel("Train larger models", "parameters", "ns per token and parameter", models),
+        Panel("Generate", "replies at once", "ms per reply", [(n, 1000 * cost_of_replies(n)) for n in REPLY_COUNTS]),
+        Panel("Make and write data", "pairs", "ms per pair", [(n, 1000 * cost) for n, (cost, _) in made.items()]),
+    ]
     lines = []
-    for number, (cost, points) in panels.items():
+    for title, number, cost, points in panels:
         header = [number, *(f"{n:,}" for n, _ in points)]
-        lines += [markdown_table(header, [[cost, *(f"{each:.3g}" for _, each in points)]]), ""]
+        lines += [markdown_table(header, [[f"{title}: {cost}", *(f"{each:.3g}" for _, each in points)]]), ""]
     peaks = ", ".join(f"{n:,} pairs: {peak:.0f} MB" for n, (_, peak) in made.items())
     lines.append(f"Making pairs, memory at the peak of a process of its own: {peaks}.")
     draw(panels, out_dir / "growth.png")
@@ -129,13 +142,15 @@ def make(count: int) -> None:
         print(seconds_of(lambda: save_pairs(Path(folder) / "pairs.json", pairs)), peak_memory() / 1e6)
 
 
-def draw(panels: dict[str, tuple[str, list[Row]]], path: Path) -> None:
+def draw(panels: list[Panel], path: Path) -> None:
     """Draw one panel for each cost, all from zero."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for axes, (number, (cost, points)) in zip(figure.subplots(2, 3).flat, panels.items()):
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure.suptitle("What one costs, by how many there are: a flat line means twice as many take twice as long")
+    for axes, (title, number, cost, points) in zip(figure.subplots(2, 3).flat, panels):
         axes.plot(*zip(*points), "o-", color=BLUE)
-        axes.set(title=cost, xlabel=number, xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
-        labels = [f"{n / 1e6:.0f}M" if n > 1e6 else f"{n:,}" for n, _ in points]
+        axes.set(title=title, xlabel=f"{number} (logarithmic)", ylabel=cost)
+        axes.set(xscale="log", ylim=(0, 1.15 * max(each for _, each in points)))
+        labels = [f"{n / 1e6:.0f}M" if n > 1e6 else f"{n:,.0f}" for n, _ in points]
         axes.set_xticks([n for n, _ in points], labels=labels)
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
+GREY = "0.45"
+FEW_STEPS = 60  # a moving average of fewer says little that their points do not
 
 
 def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:
@@ -19,6 +22,18 @@ def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:
 
 
 def plot_losses(axes: Axes, x: Sequence[float], losses: Sequence[float]) -> None:
-    """Draw the loss of each step, in nats per token, thin and pale at its place `x`, and their moving average."""
-    axes.plot(x, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training, each step")
-    axes.plot(x, smoothed(losses), color=BLUE, linewidth=2, label="training, smoothed")
+    """Draw the loss of each step, in nats per token, at its place `x`: few as points, many with their moving average.
+
+    The axis of `x` is in whole numbers, be they steps or epochs.
+    """
+    if len(losses) <= FEW_STEPS:
+        axes.plot(x, losses, ".-", color=BLUE, linewidth=1, label="training,\neach step")
+    else:
+        axes.plot(x, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training,\neach step")
+        axes.plot(x, smoothed(losses), color=BLUE, linewidth=2, label="training,\nsmoothed")
+    axes.xaxis.set_major_locator(whole_numbers())
+
+
+def whole_numbers() -> MaxNLocator:
+    """Return what puts the ticks of an axis at whole numbers, 1, 2 or 5 times a power of ten apart."""
+    return MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True)

@@ -31,12 +31,14 @@ from part4_sft.dataset import Pair, make_message_sets, trainable
 from part4_sft.encoding import Example, PairEncoder
 from part4_sft.extras.expected_time import RepliesTime
 from part4_sft.extras.extent import SAMPLES, perplexities
+from part4_sft.extras.fact_check import FactChecker, describe_facts
 from part4_sft.generation import Sampling, generate, longest_prompt
 from part4_sft.metrics import HEADLINE_MEASURES, Replies, Scores, bleu, recognise_all, rouge_l, score
 from part4_sft.training import mean_loss
 
 Entry = dict[str, Any]  # one context and the replies to it, as in `replies.json`
 UNSEEN_SETS = {"unseen_wording": "sft_test_unseen_wording", "unseen_phrase": "sft_test_unseen_phrase"}
+LOOK_UPS = {"nearest_pair": nearest_replies, "most_common_reply": most_common_replies}
 VALIDATION_BATCH = 50  # replies that a process writes before it looks whether a signal has come
 LARGEST_USEFUL_LOSS = 100.0  # nats a token; guessing among all tokens costs 13 at most
 RESAMPLES, AT_ONCE = 10_000, 100  # draws of the bootstrap; of these in memory
@@ -138,6 +140,7 @@ def evaluate_sft_vs_pretrained(
     *,
     samples: int = 1,
     scenarios: list[Scenario] | None = None,
+    checker: FactChecker | None = None,
     name: str = "test",
     progress: Callable[[int], object] = lambda count: None,
 ) -> SideBySide:
@@ -148,6 +151,7 @@ def evaluate_sft_vs_pretrained(
         samples: replies that each model writes to each context. Its scores are means over the samples; their spread
             is the standard deviation from sample to sample.
         scenarios: what the customers want; by default it is read from the contexts, if they are of the retail world.
+        checker: tells which facts of the replies are invented, by the training responses; by default that is not told.
         name: what the progress bar calls the set.
         progress: called with the number of each batch of replies once they are written.
     """
@@ -174,7 +178,7 @@ def evaluate_sft_vs_pretrained(
 
     scores, spread = {}, {}
     for author, replies in authors.items():
-        by_sample = [score(sample, pairs, scenarios) for sample in replies]
+        by_sample = [score(sample, pairs, scenarios, checker) for sample in replies]
         scores[author] = {measure: fmean(one[measure] for one in by_sample) for measure in by_sample[0]}
         if len(by_sample) > 1:
             spread[author] = {measure: stdev(one[measure] for one in by_sample) for measure in by_sample[0]}
@@ -254,6 +258,7 @@ def evaluate(
         untidy |= {name: (messages, None) for name, messages in make_message_sets(config.seed).items()}
     others = sum(map(len, unseen_sets.values())) + sum(len(each) for each, _ in untidy.values())
     clock = RepliesTime(2 * (samples * len(pairs) + others))
+    checker = FactChecker(training)
     compare = partial(
         evaluate_sft_vs_pretrained,
         pretrained,
@@ -261,6 +266,7 @@ def evaluate(
         encoder,
         sampling=Sampling.of(config),
         seed=config.seed,
+        checker=checker,
         progress=clock.count,
     )
     test = compare(pairs, samples=samples, scenarios=scenarios)
@@ -274,6 +280,7 @@ def evaluate(
         "samples": {"contexts": len(pairs), "per_context": samples, "spread": test.spread},
         "comparison": compare_models(test.entries, config.seed),
         "resampled": {"contexts": len({pair.context for pair in pairs})},
+        "facts": describe_facts(checker, test.entries),
         **{name: result.scores for name, result in unseen.items()},
     }
     if scenarios:
@@ -285,8 +292,7 @@ def evaluate(
         evaluation["robustness"] = {name: result.scores for name, result in robustness.items()}
         evaluation["hand_over"] = measure_hand_over(sft, encoder, data["sft_validation"], test.entries, config)
     evaluation["baselines"] = {
-        "nearest_pair": score(nearest_replies(training, pairs), pairs, scenarios),
-        "most_common_reply": score(most_common_replies(training, pairs), pairs, scenarios),
+        name: score(answer(training, pairs), pairs, scenarios, checker) for name, answer in LOOK_UPS.items()
     }
     return evaluation, {name: result.entries for name, result in {"test": test, **unseen, **robustness}.items()}
 

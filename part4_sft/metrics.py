@@ -1,4 +1,4 @@
-"""Scores of texts: BLEU, ROUGE-L and the retail rubric.
+"""Scores of texts: BLEU, ROUGE-L, facts repeated and invented, and the retail rubric.
 
 Texts are scored by the same lines whoever wrote them: a model, an ideal agent or a look-up. So all columns of the
 report can be compared.
@@ -21,6 +21,7 @@ from part3_pretrain.retail import rubric
 from part3_pretrain.retail.invention import invented
 from part3_pretrain.retail.world import Scenario
 from part4_sft.dataset import Pair
+from part4_sft.extras.fact_check import FactChecker
 
 Scores = dict[str, float]
 HEADLINE_MEASURES = ("bleu", "rouge_l", "rated_4_or_more")  # what `by_epoch` and a terminal show
@@ -112,10 +113,17 @@ def recognise_all(pairs: list[Pair]) -> list[Scenario] | None:
     return scenarios
 
 
-def score(replies: Replies, pairs: list[Pair], scenarios: list[Scenario] | None) -> Scores:
-    """Return all measures of one author on one test set; those of the rubric where the scenarios are known."""
+def score(
+    replies: Replies, pairs: list[Pair], scenarios: list[Scenario] | None, checker: FactChecker | None = None
+) -> Scores:
+    """Return all measures of one author on one test set.
+
+    Those of the rubric where the scenarios are known, and those of facts where a checker knows the training responses.
+    """
     scores = compute_instruction_following_metrics(replies.texts, [pair.response for pair in pairs])
     scores["stops_by_itself"] = fmean(replies.stopped)
+    if checker:
+        scores |= checker.scores([pair.context for pair in pairs], replies.texts)
     if scenarios is None:
         return scores
     scores["invented"] = fmean(bool(invented(pair.context, text)) for pair, text in zip(pairs, replies.texts))

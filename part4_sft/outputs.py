@@ -11,7 +11,7 @@ from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
-from part4_sft import report
+from part4_sft import pictures, report
 from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.evaluation import UNSEEN_SETS, Entry
@@ -22,7 +22,7 @@ from part4_sft.preparation import Data
 REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
 RESULTS = ("evaluation.json", "replies.json", "loss_curve.png", REPORT_FILE)
 UNTIDY_SETS = ("one_typo", "lower_case", "unknown_product", "unseen_message", "unseen_topic")
-RETAIL_RESULTS = ("coverage.png", *(f"replies_{name}.json" for name in (*UNSEEN_SETS, *UNTIDY_SETS)))
+RETAIL_RESULTS = ("coverage.png", "controls.png", *(f"replies_{name}.json" for name in (*UNSEEN_SETS, *UNTIDY_SETS)))
 
 
 def check_outputs(config: SFTConfig) -> None:
@@ -90,11 +90,14 @@ def save(
         with atomic_write(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(out / name)
-    report.save_loss_curve(curve, evaluation["steps"]["loss"], evaluation["by_epoch"])
+    pictures.save_loss_curve(curve, evaluation["steps"]["loss"], evaluation["by_epoch"])
     report.save_report(text, evaluation)
     if "curve" in evaluation.get("hand_over", {}):
-        report.save_coverage(out / "coverage.png", evaluation["hand_over"])
+        pictures.save_coverage(out / "coverage.png", evaluation["hand_over"])
         written.append(out / "coverage.png")
+    if "controls" in evaluation:
+        pictures.save_controls(out / "controls.png", evaluation)
+        written.append(out / "controls.png")
     for name in ("replies.json", *RETAIL_RESULTS):  # those of an earlier run are of another model
         if out / name not in written:
             (out / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a person reads after a run: loss curve, report and summary, all of them made from `evaluation.json`."""
+"""What a person reads after a run: report and summary, both made from `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
-from part3_pretrain.loss_curve import BLUE, GREEN, ORANGE, plot_losses
 from part3_pretrain.runtime.files import atomic_write
 from part4_sft.metrics import HEADLINE_MEASURES
 
@@ -22,6 +19,7 @@ class Measure(NamedTuple):
     better: str = "higher"
 
 
+NEAR = "near that of references"
 MEASURES = {
     "bleu": Measure("BLEU", "mean sentence BLEU against the reference reply, smoothed", ".3f"),
     "corpus_bleu": Measure("corpus BLEU", "BLEU of all n-grams counted together", ".3f"),
@@ -29,6 +27,10 @@ MEASURES = {
     "rating": Measure("rating", "mean rating by the rubric, 1.0 to 5.0", ".2f"),
     "rated_4_or_more": Measure("rated 4.0 or more", "share of replies that count as high quality"),
     "invented": Measure("invented", "names or promises what neither customer nor policy gave", better="lower"),
+    "repeats_fact": Measure("repeats a fact", "a number, amount, date, address or name of the context", better=NEAR),
+    "invents_fact": Measure(
+        "invents a fact", "one that stands neither there nor in two training responses", better="lower"
+    ),
     "right_item": Measure("right item", "names the customer's item, letter for letter"),
     "wrong_item": Measure("wrong item", "names another item of the catalogue", better="lower"),
     "right_resolution": Measure("right resolution", "gives what the policy prescribes, and nothing else"),
@@ -36,19 +38,15 @@ MEASURES = {
     "both_problems_resolved": Measure("both problems", "resolves both, of the contexts with two"),
     "stops_by_itself": Measure("stops by itself", "ends with `<EOS>` within the token limit"),
     "length_ratio": Measure("length ratio", "words of the replies per word of the references", ".2f", "near 1"),
-    "distinct_2": Measure("distinct-2", "different pairs of words among all pairs", ".3f", "near that of references"),
+    "distinct_2": Measure("distinct-2", "different pairs of words among all pairs", ".3f", NEAR),
     "perplexity": Measure("perplexity", "of the reference's tokens, given the context", ".2f", "lower"),
-}
-EPOCH_CURVES = {  # key in `by_epoch`: (label, marker and line, colour)
-    "rated_4_or_more": ("share rated 4.0 or more", "o-", BLUE),
-    "rouge_l": ("ROUGE-L", "s-", ORANGE),
-    "bleu": ("BLEU", "^-", GREEN),
 }
 AUTHORS = {
     "pretrained": "pretrained",
     "sft": "SFT",
     "ceiling": "agreement of ideal agents",
     "likeliest_ideal": "likeliest ideal words",
+    "reference": "references",
 }
 MODELS = ("pretrained", "sft")
 UNSEEN_SETS = {  # key in `evaluation.json`: (title, what was not seen)
@@ -77,44 +75,6 @@ MOST = 0.5  # of the gain
 MIN_TEST_CONTEXTS, MIN_INTENTS = 40, 20
 
 
-def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, Any]]) -> None:
-    """Draw the loss of each step and of validation, in nats per response token; below, the scores after every epoch.
-
-    `by_epoch` holds the entries of `evaluation.json`; epoch 0 is the model before fine-tuning.
-    """
-    epochs = [entry["epoch"] for entry in by_epoch]
-    steps_per_epoch = len(losses) / epochs[-1]
-    curves = {key: curve for key, curve in EPOCH_CURVES.items() if any(key in entry for entry in by_epoch)}
-    figure = Figure(figsize=(8, 7 if curves else 4), layout="constrained")
-    panels = figure.subplots(2 if curves else 1, 1, sharex=True, squeeze=False)[:, 0]
-    upper, lower = panels[0], panels[-1]
-    plot_losses(upper, [step / steps_per_epoch for step in range(1, len(losses) + 1)], losses)
-    validation = [entry["validation_loss"] for entry in by_epoch]
-    upper.plot(epochs, validation, "o--", color=ORANGE, label="validation, each epoch")
-    upper.set(title="Supervised fine-tuning: loss over response tokens", ylim=(0, None))
-    upper.set_ylabel("cross-entropy (nats per response token)")
-    steps = upper.secondary_xaxis("top", functions=(lambda x: x * steps_per_epoch, lambda x: x / steps_per_epoch))
-    steps.set_xlabel("optimizer step")
-    for key, (label, style, color) in curves.items():
-        scores = [(entry["epoch"], entry[key]) for entry in by_epoch if key in entry]
-        lower.plot(*zip(*scores), style, color=color, label=label)
-    if curves:
-        title = "Replies really generated to validation contexts"
-        lower.set(title=title, ylabel="score (0 to 1)", ylim=(0, 1.05))
-        lower.legend(loc=(0.27, 0.1))
-    lower.set(xlabel="epoch")
-    for epoch, name in {3: "first setting", 5: "default"}.items():
-        if epoch in epochs and "rated_4_or_more" in curves:  # the assignment's, on its own data
-            lower.annotate(name, (epoch, 0.03), (-4, 0), ("data", "axes fraction"), "offset points", ha="right")
-            for axes in panels:
-                axes.axvline(epoch, color="0.4", linestyle=":", linewidth=1.2)
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    upper.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-
-
 def save_report(path: Path, evaluation: dict[str, Any]) -> None:
     """Write the report of a run in Markdown, without sections about what was not measured."""
     sections = {"Before and after": _before_and_after(evaluation)}
@@ -122,13 +82,17 @@ def save_report(path: Path, evaluation: dict[str, Any]) -> None:
         sections["Is the difference real?"] = _comparison(evaluation)
     sections["Loss"] = ["![loss curve](loss_curve.png)"]
     sections["Epoch by epoch"] = _epoch_by_epoch(evaluation)
+    if "facts" in evaluation:
+        sections["Repeated and invented"] = _facts(evaluation["facts"])
     for key, (title, meaning) in UNSEEN_SETS.items():
         if key in evaluation:
             sections[title] = [meaning, score_table(evaluation[key])]
     if "robustness" in evaluation:
         sections["Untidy contexts"] = _untidy_contexts(evaluation["robustness"])
     if "curve" in evaluation.get("hand_over", {}):
-        sections["When does it not answer?"] = _hand_over(evaluation["hand_over"])
+        sections["When does it not answer?"] = _hand_over(
+            evaluation["hand_over"], evaluation["config"]["hand_over"] is None
+        )
     if "controls" in evaluation:
         sections["Was it taught?"] = _controls(evaluation)
     if "baselines" in evaluation:
@@ -171,7 +135,8 @@ def _introduction(evaluation: dict[str, Any]) -> str:
 
 
 def _before_and_after(evaluation: dict[str, Any]) -> list[str]:
-    paragraphs = [score_table({name: evaluation[name] for name in AUTHORS if name in evaluation}, explained=True)]
+    authors = evaluation | ({"reference": evaluation["facts"]["reference"]} if "facts" in evaluation else {})
+    paragraphs = [score_table({name: authors[name] for name in AUTHORS if name in authors}, explained=True)]
     if "ceiling" in evaluation:
         paragraphs.append(
             "The *agreement of ideal agents* is what a second, independently written ideal reply to the same context "
@@ -199,10 +164,10 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
     lines = []
     for key, comparison in evaluation["comparison"].items():
         low, high = comparison["ci95"]
+        p_value = "" if too_few(**evaluation["resampled"]) else f", p = {comparison['p_value']:.4f}"
         lines.append(
             f"- **{MEASURES[key].name}** changed by {comparison['difference']:+.3f}; on other contexts of this kind by "
-            f"{low:+.3f} to {high:+.3f} (95% interval, p = {comparison['p_value']:.4f}): "
-            f"{verdict(low, high, **evaluation['resampled'])}."
+            f"{low:+.3f} to {high:+.3f} (95% interval{p_value}): {verdict(low, high, **evaluation['resampled'])}."
         )
     drawn = "the test contexts"
     if "intents" in evaluation["resampled"]:
@@ -216,10 +181,8 @@ def _comparison(evaluation: dict[str, Any]) -> list[str]:
 
 def verdict(low: float, high: float, contexts: int, intents: int | None = None) -> str:
     """Say what the interval of a difference on so many test contexts shows, to the three digits that are printed."""
-    if contexts < MIN_TEST_CONTEXTS:
-        return f"{contexts} test contexts are too few to tell"
-    if intents is not None and intents < MIN_INTENTS:
-        return f"{intents} intents among the test contexts are too few to tell"
+    if reason := too_few(contexts, intents):
+        return reason
     if round(low, 3) > 0:
         return "the fine-tuned model is better"
     if round(high, 3) < 0:
@@ -227,12 +190,21 @@ def verdict(low: float, high: float, contexts: int, intents: int | None = None) 
     return "this does not show that either model is better"
 
 
+def too_few(contexts: int, intents: int | None = None) -> str:
+    """Say why an interval of so many test contexts is too narrow for a verdict; "" where it is not."""
+    if contexts < MIN_TEST_CONTEXTS:
+        return f"{contexts} test contexts are too few to tell"
+    if intents is not None and intents < MIN_INTENTS:
+        return f"{intents} intents among the test contexts are too few to tell"
+    return ""
+
+
 def _epoch_by_epoch(evaluation: dict[str, Any]) -> list[str]:
     by_epoch = evaluation["by_epoch"]
     settings = ", epoch 3 the assignment's first setting, epoch 5 the default" if "ceiling" in evaluation else ""
     best = min(by_epoch, key=lambda entry: entry["validation_loss"])
     advice = "; it was still falling, so more epochs may be better" if best is by_epoch[-1] else ""
-    measures = {key: MEASURES[key] for key in EPOCH_CURVES if any(key in entry for entry in by_epoch)}
+    measures = {key: MEASURES[key] for key in reversed(HEADLINE_MEASURES) if any(key in entry for entry in by_epoch)}
     measured_on = "contexts, with really generated replies" if measures else "pairs"
     rows = []
     for entry in by_epoch:
@@ -246,6 +218,28 @@ def _epoch_by_epoch(evaluation: dict[str, Any]) -> list[str]:
         f"after epoch {evaluation['kept_epoch']} (`--keep {evaluation['config']['keep']}`).",
         markdown_table(header, rows),
     ]
+
+
+def _facts(facts: dict[str, Any]) -> list[str]:
+    names = {author: AUTHORS[author] for author in (*MODELS, "reference")}
+    by_kind = [facts["by_kind"][author] for author in names]
+    rows = [
+        [kind, *(f"{shares[kind][source]:.1%}" for source in ("repeated", "invented") for shares in by_kind)]
+        for kind in by_kind[0]
+    ]
+    header = ["kind", *(f"{verb}: {name}" for verb in ("repeats", "invents") for name in names.values())]
+    known = ", ".join(f"{facts['known'][author]:.1%} ({name})" for author, name in names.items())
+    paragraphs = [
+        "Share of replies that repeat a fact of the context, and that invent one, by the kind of fact. What at least "
+        f"two of {facts['training_responses']:,} training responses say though their contexts do not, such as a "
+        f"hotline, is not invented; {known} of the replies say such a thing. Where the references invent, the model "
+        "learns to.",
+        markdown_table(header, rows),
+    ]
+    for one in facts["inventions"]:
+        invented = ", ".join(map(_escaped, one["invented"]))
+        paragraphs += [f"> {_escaped(one['context'])}", f"- SFT invents **{invented}**: {_escaped(one['text'])}"]
+    return paragraphs
 
 
 def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:
@@ -262,46 +256,25 @@ def _untidy_contexts(robustness: dict[str, Any]) -> list[str]:
     ]
 
 
-def _hand_over(hand_over: dict[str, Any]) -> list[str]:
+def _hand_over(hand_over: dict[str, Any], is_chosen: bool) -> list[str]:
     threshold, curve = hand_over["threshold"], hand_over["curve"]
-    chosen = _chosen_point(hand_over)
+    chosen = chosen_point(hand_over)
+    source = "chosen on validation contexts" if is_chosen else "given by `--hand-over`"
     return [
         "A reply goes to a person, who reads the model's draft, where too few other replies that the model draws for "
-        "the same message claim the same. The threshold was chosen on validation contexts: "
+        f"the same message claim the same. The threshold was {source}: "
         f"{threshold:.2f}. **On the test the model answers {chosen['coverage']:.1%} by itself, with "
         f"{chosen['rated_4_or_more']:.1%} rated 4.0 or more, and hands {1 - chosen['coverage']:.1%} to a person**; "
         f"without it, it would answer all with {curve[0]['rated_4_or_more']:.1%}.",
-        "![coverage](coverage.png)",
+        "![Share of the test replies that the model gives by itself, and share of these rated 4.0 or more]"
+        "(coverage.png)",
     ]
 
 
-def _chosen_point(hand_over: dict[str, Any]) -> dict[str, float]:
+def chosen_point(hand_over: dict[str, Any]) -> dict[str, float]:
     """Return the point of the curve at the threshold; the last one where all are below it."""
     curve: list[dict[str, float]] = hand_over["curve"]
     return next((point for point in curve if point["threshold"] >= hand_over["threshold"]), curve[-1])
-
-
-def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
-    """Draw the share of test replies that the model gives by itself against the quality of these."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    curve = hand_over["curve"]
-    axes.plot([point["coverage"] for point in curve], [point["rated_4_or_more"] for point in curve], "o-", color=BLUE)
-    chosen = _chosen_point(hand_over)
-    place = (chosen["coverage"], chosen["rated_4_or_more"])
-    axes.plot(
-        *place,
-        "o",
-        color=ORANGE,
-        markersize=10,
-        label=f"the threshold chosen on validation: {hand_over['threshold']:.2f}",
-    )
-    axes.set(title="What the model answers by itself", xlabel="share of the test replies (the others go to a person)")
-    axes.set_ylabel("share of these rated 4.0 or more")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def _controls(evaluation: dict[str, Any]) -> list[str]:
@@ -310,9 +283,7 @@ def _controls(evaluation: dict[str, Any]) -> list[str]:
     rows = [
         [name, *(format(scores[key], MEASURES[key].format) for key in CONTROL_MEASURES)]
         for name, scores in {
-            "pretrained": evaluation["pretrained"],
-            **{CONTROLS[name]: scores for name, scores in _by_control(controls).items()},
-            "SFT": evaluation["sft"],
+            **controlled_models(evaluation),
             "pretrained, on six intents": left_out["pretrained"],
             "fine-tuned without these six, on them": left_out["sft"],
         }.items()
@@ -322,12 +293,19 @@ def _controls(evaluation: dict[str, Any]) -> list[str]:
     return [
         "Each row could have shown that fine-tuning taught nothing. What the pretrained model is given counts as its "
         f"own. **{controls_verdict(evaluation)}**",
+        "![Share of replies rated 4.0 or more: pretrained, each control, fine-tuned](controls.png)",
         markdown_table(["model", *(MEASURES[key].name for key in CONTROL_MEASURES)], rows),
         f"Fine-tuned without six intents, whose resolutions stand in pretraining's policies alone, the model answers "
         f"them with {left_out['sft'][share]:.1%} rated 4.0 or more (pretrained {left_out['pretrained'][share]:.1%}). "
         f"A reference costs the pretrained model {first['pretrained'] + rest['pretrained']:.1f} nats and the "
         f"fine-tuned one {first['sft'] + rest['sft']:.1f}; {gain:.2f} of the difference lie in its first token.",
     ]
+
+
+def controlled_models(evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the scores of the pretrained model, of each control and of the fine-tuned model, by what it is called."""
+    controls = {CONTROLS[name]: scores for name, scores in _by_control(evaluation["controls"]).items()}
+    return {"pretrained": evaluation["pretrained"], **controls, "SFT": evaluation["sft"]}
 
 
 def _by_control(controls: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -148,6 +148,7 @@ def test_without_the_retail_world_there_is_neither_rubric_nor_ideal_agent(
     result = evaluate_sft_vs_pretrained(tiny_model, tiny_model, encoder, pairs, Sampling(max_new_tokens=2))
     assert set(result.scores) == {"pretrained", "sft"} and "rating" not in result.scores["sft"]
     assert set(result.entries[0]) == {"context", "reference", "pretrained", "sft", "samples"} and not result.spread
+    assert "invents_fact" not in result.scores["sft"]
 
 
 def test_a_second_ideal_reply_is_faultless_and_in_other_words(made: dict[str, list[Pair]]) -> None:
@@ -198,6 +199,14 @@ def test_every_test_set_is_evaluated_with_its_own_settings(
     assert set(scores["hand_over"]) == {"threshold", "curve"}
     assert scores["resampled"] == {"contexts": 2, "intents": len({entry["intents"][0] for entry in entries["test"]})}
     assert scores["samples"]["per_context"] == 2 and set(scores["comparison"]) == {"bleu", "rouge_l", "rating"}
+    assert scores["facts"]["training_responses"] == 2  # those of the pairs that train
+    for each in (
+        scores,
+        scores["unseen_phrase"],
+        *scores["robustness"].values(),
+        {"sft": scores["baselines"]["nearest_pair"]},
+    ):
+        assert each["sft"].keys() >= {"repeats_fact", "invents_fact"}
     assert scores["baselines"]["nearest_pair"]["stops_by_itself"] == 1
     assert scores["baselines"]["nearest_pair"]["wrong_item"] == 1  # not the response of the pair that does not train
 

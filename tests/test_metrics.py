@@ -15,6 +15,7 @@ from part3_pretrain.retail import rubric
 from part3_pretrain.retail.invention import invented
 from part4_sft import metrics
 from part4_sft.dataset import Pair
+from part4_sft.extras.fact_check import FactChecker
 from part4_sft.metrics import (
     Replies,
     bleu,
@@ -135,3 +136,11 @@ def test_pairs_of_other_data_are_not_all_read(monkeypatch: pytest.MonkeyPatch) -
     read: list[str] = []
     monkeypatch.setattr(rubric, "recognise", lambda context: read.append(context))
     assert metrics.recognise_all([Pair("one", "a"), Pair("two", "b")]) is None and read == ["one"]
+
+
+def test_facts_are_scored_where_a_checker_knows_the_training_responses() -> None:
+    pairs = [Pair("Where is order 48213?", "It left.")] * 4
+    replies = Replies(["It left.", "Order 48213 left.", "Order 48312 left.", "Order 48312 left."], [True] * 4)
+    scores = score(replies, pairs, None, FactChecker([]))
+    assert (scores["repeats_fact"], scores["invents_fact"]) == (0.25, 0.5)
+    assert not score(replies, pairs, None).keys() & {"repeats_fact", "invents_fact"}

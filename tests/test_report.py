@@ -1,4 +1,4 @@
-"""The report, the summary and the loss curve say what `evaluation.json` says, and nothing else."""
+"""The report and the summary say what `evaluation.json` says, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-from matplotlib.figure import Figure
 
 from part4_sft.report import (
     MEASURES,
     controls_verdict,
     describe_epoch,
     print_summary,
-    save_loss_curve,
     save_report,
     verdict,
 )
@@ -30,6 +27,8 @@ SCORES = {
 
 
 RECIPE = {"schedule": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "keep": "last", "chat_template": "none"}
+POINT = ("threshold", "coverage", "rated_4_or_more")
+CURVE = [(0.0, 1.0, 0.7), (0.5, 0.9, 0.8)]
 PUSHES = ("pushed_1_token", "pushed_4_tokens", "pushed_sentence", "first_tokens_forbidden")
 
 
@@ -46,7 +45,8 @@ def evaluation() -> dict[str, Any]:
     worst = {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]}
     errors = {"account": {"replies": 30, "rated_below_4": 0.01}, "payment": {"replies": 20, "rated_below_4": 0.05}}
     return {
-        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7, **RECIPE},
+        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7, **RECIPE}
+        | {"hand_over": None},
         "environment": {"parameters": 1234567},
         "dataset": {"sft_dataset": 5000, "sft_test": 200, "trained_on": 500},
         **SCORES,
@@ -56,6 +56,16 @@ def evaluation() -> dict[str, Any]:
         "errors_by_category": errors,
         "comparison": dict.fromkeys(("bleu", "rouge_l", "rating"), comparison),
         "resampled": {"contexts": 200, "intents": 66},
+        "facts": {
+            "training_responses": 500,
+            "reference": {"repeats_fact": 0.75, "invents_fact": 0.25},
+            "known": {"pretrained": 0.0, "sft": 0.1, "reference": 0.2},
+            "by_kind": {
+                author: {"number": {"repeated": share, "known": 0.1, "invented": share / 2}}
+                for author, share in (("pretrained", 0.1), ("sft", 0.6), ("reference", 0.8))
+            },
+            "inventions": [{"context": "Where is 48213?", "text": "48214\n*is* late.", "invented": ["48214", "*is*"]}],
+        },
         "unseen_wording": SCORES,
         "unseen_phrase": {author: SCORES[author] for author in ("pretrained", "sft")},
         "controls": {
@@ -66,6 +76,10 @@ def evaluation() -> dict[str, Any]:
                 "first_token": {"pretrained": 0.5, "sft": 0.25},
                 "rest": {"pretrained": 100.0, "sft": 8.0},
             },
+        },
+        "hand_over": {
+            "threshold": 0.5,
+            "curve": [dict(zip(POINT, (0.0, 1.0, 0.7))), dict(zip(POINT, (0.5, 0.9, 0.8)))],
         },
         "baselines": dict.fromkeys(("nearest_pair", "most_common_reply"), SCORES["pretrained"]),
         "by_epoch": by_epoch,
@@ -153,6 +167,8 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
         "unseen_wording",
         "unseen_phrase",
         "controls",
+        "hand_over",
+        "facts",
     ):
         del evaluation[key]
     for entry in evaluation["by_epoch"]:
@@ -162,7 +178,8 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
     evaluation |= {"pretrained": scores, "sft": scores, "baselines": {"nearest_pair": scores}}
     evaluation["samples"] = {"contexts": 200, "per_context": 1, "spread": {}}
     evaluation["resampled"] = {"contexts": 39}
-    assert "p = 0.0001): 39 test contexts are too few to tell.\n" in report("Is the difference real?")
+    assert "(95% interval): 39 test contexts are too few to tell.\n" in report("Is the difference real?")
+    assert "p = " not in report("Is the difference real?")
     assert "resamples of the test contexts." in report("Is the difference real?")
     headings = re.findall("^## (.+)$", report(), flags=re.MULTILINE)
     assert headings[-3:] == ["Epoch by epoch", "Could a look-up do it?", "Side by side"] and len(headings) == 6
@@ -185,7 +202,7 @@ def test_the_report_names_the_recipe_and_how_many_of_the_contexts_were_answered(
 
 
 def test_without_replies_the_report_tells_of_losses_alone(
-    evaluation: dict[str, Any], report: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluation: dict[str, Any], report: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A training that went on with --evaluate none after an epoch with replies keeps what is known of that."""
     kept = ("config", "environment", "dataset", "by_epoch", "best_epoch", "kept_epoch")
@@ -207,10 +224,6 @@ def test_without_replies_the_report_tells_of_losses_alone(
     assert describe_epoch(evaluation["by_epoch"][3]) == "epoch 3: validation loss 1.375"
     print_summary(evaluation, [])
     assert capsys.readouterr().out.split()[-5:] == ["perplexity", "pretrained", "0.12", "SFT", "0.57"]
-    with patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as savefig:
-        save_loss_curve(tmp_path / "curve.png", [2.0] * 10, evaluation["by_epoch"])
-    (panel,) = [axes for axes in savefig.call_args.args[0].axes]
-    assert panel.get_xlabel() == "epoch" and len(panel.lines) >= 2
 
 
 @pytest.mark.parametrize(("pairs", "others"), [(5000, " (the others have high_quality 0)"), (500, "")])
@@ -230,20 +243,3 @@ def test_the_summary_names_the_files_and_both_models(
     ]
     assert comparison.startswith("BLEU +0.333 (+0.222 to +0.444): 39 test contexts are too few to tell\nROUGE-L +")
     assert comparison.endswith(controls_verdict(evaluation))
-
-
-@pytest.mark.parametrize(("epochs", "marked"), [(1, []), (5, [3, 5])])
-def test_the_loss_curve_shows_steps_epochs_and_scores(
-    evaluation: dict[str, Any], tmp_path: Path, epochs: int, marked: list[int]
-) -> None:
-    losses, by_epoch = [2.0 / step for step in range(1, 4 * epochs + 1)], evaluation["by_epoch"][: epochs + 1]
-    with patch.object(Figure, "savefig", autospec=True, side_effect=Figure.savefig) as savefig:
-        save_loss_curve(tmp_path / "loss_curve.png", losses, by_epoch)
-    assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-    figure = savefig.call_args.args[0]
-    upper, lower = ({line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes)
-    assert upper["training, each step"][:: 4 * epochs - 1] == [[0.25, 2.0], [epochs, losses[-1]]]
-    assert upper["validation, each epoch"] == [[entry["epoch"], entry["validation_loss"]] for entry in by_epoch]
-    for label, key in {"share rated 4.0 or more": "rated_4_or_more", "ROUGE-L": "rouge_l", "BLEU": "bleu"}.items():
-        assert lower[label] == [[entry["epoch"], entry[key]] for entry in by_epoch]
-    assert [points[0][0] for label, points in lower.items() if label.startswith("_")] == marked

@@ -57,7 +57,7 @@ def test_the_data_files_hold_what_was_given_and_what_was_made(
 ) -> None:
     assert load_pairs(finished_run.out / "sft_test.json") == made["sft_test"][:10]
     assert len(load_pairs(finished_run.out / "sft_dataset.json")) == 24
-    assert {path.name for path in finished_run.out.glob("replies_*")} | {"coverage.png"} == {*outputs.RETAIL_RESULTS}
+    assert {path.name for path in finished_run.out.iterdir()} >= {*outputs.RETAIL_RESULTS}
     for name in ("sft_test_unseen_wording", "sft_test_unseen_phrase"):  # also: another process makes the same
         assert load_pairs(finished_run.out / f"{name}.json") == made[name]
 
@@ -180,7 +180,7 @@ def test_anybodys_pairs_and_a_hugging_face_model(
     """
     out = tmp_path / "outputs"
     out.mkdir()
-    for name in ("replies_one_typo.json", "coverage.png"):
+    for name in ("replies_one_typo.json", "coverage.png", "controls.png"):
         (out / name).write_text("of another model")
     write_folder(tmp_path / "model", Checkpoint(tiny_model, tokenizer, {}))
     entries = [{"instruction": f"Add {n} and {n}.", "input": "", "output": f"It is {2 * n}."} for n in range(30)]
