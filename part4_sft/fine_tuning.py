@@ -33,7 +33,7 @@ class FineTuned:
     adapter: dict[str, Tensor]  # what LoRA has learnt, by the names of peft's files
 
 
-def fine_tune(
+def train_as_configured(
     model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
 ) -> FineTuned:
     """Train the model in place; `validate` and `state` are those of `train`."""

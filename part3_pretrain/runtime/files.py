@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.torchrun import is_main_process
+
+LOCK_FILE = ".writing.lock"  # in a folder, while a run writes to it
 
 
 @contextmanager
@@ -122,6 +125,24 @@ def check_writable(*folders: Path) -> None:
 
 
 @contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path = folder / LOCK_FILE
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder}", "wait for its end or choose another") from error
+    except OSError as error:  # as on some network drives
+        raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()  # while it is locked: once it is not, it may be another run's
+        lock.release()
+
+
+@contextmanager
 def locked(*folders: Path) -> Iterator[None]:
     """Keep other runs out of the folders, which are made where they are missing, until the block or process ends.
 
@@ -133,15 +154,7 @@ def locked(*folders: Path) -> Iterator[None]:
         check_writable(*folders)
         with ExitStack() as stack:
             for folder in {folder.resolve() for folder in folders if is_main_process()}:
-                descriptor = os.open(folder, os.O_RDONLY)  # of the folder itself: no file is left in it
-                stack.callback(os.close, descriptor)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    cause = f"another run is writing to {folder}"
-                    raise UserError(cause, "wait for its end or choose another") from error
-                except OSError as error:  # as on some network drives
-                    raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
+                stack.enter_context(_locked(folder))
             yield
     finally:
         for place in made:
