@@ -33,7 +33,7 @@ from part4_sft.evaluation import evaluate, validate
 from part4_sft.extras.conversations import choose_template, make_encoder, with_template
 from part4_sft.extras.extent import LARGEST_MODEL, choose_pairs, settle_extent
 from part4_sft.extras.save_as import check_model
-from part4_sft.fine_tuning import FineTuned, train_as_configured
+from part4_sft.fine_tuning import Trained, train_as_configured
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 
@@ -157,7 +157,7 @@ def describe_run(
     }
 
 
-def describe_training(tuned: FineTuned) -> dict[str, Any]:
+def describe_training(tuned: Trained) -> dict[str, Any]:
     """Return the part of `evaluation.json` that tells how the fine-tuning went, by epoch and by step."""
     measures = ("loss", "gradient_norm", "learning_rate")
     steps = {name: [getattr(step, name) for step in tuned.history.steps] for name in measures}

@@ -13,14 +13,8 @@ import torch
 
 from part3_pretrain import convert, pretrain
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.runtime.files import (
-    LOCK_FILE,
-    atomic_folder,
-    atomic_write,
-    check_not_folder,
-    check_writable,
-    locked,
-)
+from part3_pretrain.runtime.files import atomic_folder, atomic_write, check_not_folder, check_writable
+from part3_pretrain.runtime.locks import LOCK_FILE, locked
 from part4_sft import chat, sft
 from tests.conftest import Command, assert_refused
 from tests.processes import Main, in_a_process, kill_self

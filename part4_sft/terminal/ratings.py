@@ -11,7 +11,7 @@ from textwrap import shorten
 from nltk.metrics.agreement import AnnotationTask
 
 from part3_pretrain.retail.rubric import HIGH_QUALITY
-from part3_pretrain.runtime.files import locked
+from part3_pretrain.runtime.locks import locked
 from part3_pretrain.runtime.printable import printable
 from part4_sft.dataset import Pair
 from part4_sft.formats import load_pairs, relabel
