@@ -36,6 +36,12 @@ def test_importing_the_package_needs_no_other() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_a_training_needs_no_module_that_windows_lacks() -> None:
+    missing = "dict.fromkeys(('fcntl', 'termios', 'tty', 'resource', 'readline'))"  # None: Python says there is none
+    code = f"import sys; sys.modules.update({missing}); import part4_sft; part4_sft.fine_tune"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_the_example_of_its_docstring_works(run_main: Command, tiny_checkpoint: Path, folder: Path) -> None:
     assert run_main(convert.main, "to-hf", tiny_checkpoint, "models/SmolLM2-135M")[0] == 0
     names: dict[str, Any] = {}
