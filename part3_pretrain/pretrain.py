@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from part3_pretrain.config import PretrainConfig
 from part3_pretrain.runtime.cli import exit_status, parse
-from part3_pretrain.runtime.files import locked
 
 
 def main() -> None:
@@ -21,6 +20,7 @@ def main() -> None:
     )
     from part3_pretrain.run import run  # takes seconds to import, which --help should not wait for
     from part3_pretrain.runtime import distributed
+    from part3_pretrain.runtime.locks import locked
 
     with locked(config.checkpoint.parent, config.out_dir), distributed.process_group(config.shard):
         run(config)

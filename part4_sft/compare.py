@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
 from part4_sft.terminal.interview import Item, annotator, interview, journal_of, journals, login_name, replay
+from part4_sft.terminal.screen import BOLD, GAP, side_by_side, styled, wrapped
 
 CHOICES = {"a": "A is better", "b": "B is better", "t": "a tie"}
 MODELS = ("pretrained", "sft")
@@ -34,10 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.file
     questions = load_questions(path)
-    if not arguments.report:
-        title = f"Which reply is better? {path.name}, {arguments.annotator}"
-        journal, count = journal_of(path, arguments.annotator), f"{len(questions):,}"
-        interview(list(questions), journal, CHOICES, title, lambda given: f"{len(given):,} of {count} compared")
+    if not arguments.report and not vote(path, list(questions), arguments.annotator):
+        return
     model_by_key = {item.id: keys for item, keys in questions.items()}
     votes: dict[str, dict[str, str]] = {}  # by annotator and question, the model that was chosen
     for name, journal in journals(path).items():
@@ -49,8 +48,34 @@ def main() -> None:
     print("\n".join(summaries) or f"nobody has voted on {path} yet")
 
 
+def vote(path: Path, items: list[Item], annotator: str) -> bool:
+    """Ask for votes until the person quits, and return whether all are given.
+
+    Where some are not, say only how many are: whoever knows which model is ahead knows whose words they read next.
+    """
+
+    def progress(given: dict[str, str]) -> str:
+        return f"{len(given):,} of {len(items):,} compared"
+
+    journal = journal_of(path, annotator)
+    title = f"Which reply is better? {path.name}, {annotator}"
+    interview(items, journal, CHOICES, title, progress, lay_out=with_replies_side_by_side)
+    given = replay(items, journal, CHOICES).given
+    if len(given) < len(items):
+        print(f"{progress(given)}; which model is ahead is told once all are, or by --report")
+    return len(given) == len(items)
+
+
+def with_replies_side_by_side(item: Item, columns: int) -> list[str]:
+    """Return the lines that show a context and below it both replies, each page as much of the one as of the other."""
+    (heading, context), *replies = item.parts
+    width = (columns - len(GAP)) // 2
+    letters, *lines = side_by_side([f"{letter}\n{text}" for letter, text in replies], width)
+    return [styled(heading, BOLD), *wrapped(context, columns), "", styled(letters, BOLD), *lines]
+
+
 def load_questions(path: Path) -> Questions:
-    """Read what to ask about a file of replies, always the same; contexts with the same reply twice need no vote.
+    """Read what to ask about a file of replies, always the same; where both look the same, there is nothing to choose.
 
     Raises UserError where the file cannot be read or holds no replies of two models.
     """
@@ -63,10 +88,11 @@ def load_questions(path: Path) -> Questions:
         cause = f"{path} does not hold replies as python -m part4_sft.sft writes them"
         raise UserError(cause, "name another") from error
     questions = {}
-    for context, *replies in texts:
-        if len(set(replies)) > 1:
+    for number, (context, *replies) in enumerate(texts, start=1):
+        if len({" ".join(reply.split()) for reply in replies}) > 1:
             (first, a), (second, b) = Random(repr((context, replies))).sample([*zip(MODELS, replies)], 2)
-            questions[Item((("Customer", context), ("A", a), ("B", b)))] = {"a": first, "b": second, "t": "tie"}
+            item = Item((("Customer", context), ("A", a), ("B", b)), f"context {number}")
+            questions[item] = {"a": first, "b": second, "t": "tie"}
     if not questions:
         raise UserError(f"{path} holds no context to which the models reply differently", "there is nothing to compare")
     return questions

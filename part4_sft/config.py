@@ -171,11 +171,17 @@ def needs_pretraining(config: SFTConfig) -> bool:
     return config.model == DEFAULT_CHECKPOINT and not config.model.exists()
 
 
+def written_folders(config: SFTConfig) -> list[Path]:
+    """Return the folders that a run writes to, so that it may lock them."""
+    return [config.out_dir, config.checkpoint_dir, *([config.model.parent] if needs_pretraining(config) else [])]
+
+
 def parse_arguments(arguments: list[str] | None = None) -> SFTConfig:
-    """Read the command line. Exits with status 2 and one line where an option is unknown or out of range.
+    """Read the command line.
 
     Raises:
-        UserError: options do not go together, or need a package that is not installed.
+        UserError: an option is unknown or out of range, options do not go together, or need a package that is not
+            installed.
     """
     if any(given.startswith("--gradient-acc") for given in (sys.argv[1:] if arguments is None else arguments)):
         cause = "--gradient-accumulation-steps multiplies the batch in every other tool, and divided it here"

@@ -24,8 +24,8 @@ from part4_sft.training import History, Step, Validate, train
 
 
 @dataclass(frozen=True)
-class FineTuned:
-    """What came of a fine-tuning, besides the weights."""
+class Trained:
+    """What came of a training, besides the weights."""
 
     history: History
     best_epoch: int  # the one with the lowest validation loss
@@ -33,9 +33,9 @@ class FineTuned:
     adapter: dict[str, Tensor]  # what LoRA has learnt, by the names of peft's files
 
 
-def fine_tune(
+def train_as_configured(
     model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
-) -> FineTuned:
+) -> Trained:
     """Train the model in place; `validate` and `state` are those of `train`."""
     watchers: list[Any] = [TrainingTime(config.epochs * math.ceil(len(examples) / config.batch_size), config.epochs)]
     if config.tensorboard and distributed.rank() == 0:
@@ -68,4 +68,4 @@ def fine_tune(
         merge_lora(model, lora)
         log("LoRA is merged into the weights, and what will be saved is validated")
         history.by_epoch[kept] = validate_and_tell(kept, history.by_epoch[kept]["train_loss"])
-    return FineTuned(history, best, kept, adapter)
+    return Trained(history, best, kept, adapter)

@@ -26,14 +26,19 @@ def main() -> None:
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="KEY=NAME", help="as python -m part4_sft.sft has it"
     )
-    parser.add_argument("--report", action="store_true", help="rate nothing, only tell how well annotators agree")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--pair", type=int, metavar="NUMBER", help="begin with this pair of the file, rated or not")
+    which.add_argument(
+        "--disputed", action="store_true", help="ask only about pairs that two people rate at least two apart"
+    )
+    which.add_argument("--report", action="store_true", help="rate nothing, only tell how well annotators agree")
     arguments = parser.parse_args()
     from part4_sft.terminal import ratings  # only now, for it needs packages, and --help should not
 
     if arguments.report:
         ratings.report(arguments.file, arguments.columns)
     else:
-        ratings.label(arguments.file, arguments.annotator, arguments.columns)
+        ratings.label(arguments.file, arguments.annotator, arguments.columns, arguments.pair, arguments.disputed)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from part4_sft.evaluation import evaluate, validate
 from part4_sft.extras.conversations import choose_template, make_encoder, with_template
 from part4_sft.extras.extent import LARGEST_MODEL, choose_pairs, settle_extent
 from part4_sft.extras.save_as import check_model
-from part4_sft.fine_tuning import FineTuned, fine_tune
+from part4_sft.fine_tuning import Trained, train_as_configured
 from part4_sft.outputs import check_inputs_kept, check_outputs, save
 from part4_sft.preparation import Data, EncodedData, encode_data, prepare_data
 
@@ -78,7 +78,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         validate_epoch = partial(validate, model, encoder, *validation, config, before_batch=state.look_for_signal)
         with timed("fine_tuning", timing):
             timed_validation = timed("validation", timing)(validate_epoch)
-            tuned = fine_tune(model, examples.training, config, timed_validation, state)
+            tuned = train_as_configured(model, examples.training, config, timed_validation, state)
         timing["fine_tuning"] = round(timing["fine_tuning"] - timing.get("validation", 0.0), 2)
         with distributed.unsharded(model):
             with timed("evaluation", timing):
@@ -164,7 +164,7 @@ def describe_run(
     }
 
 
-def describe_training(tuned: FineTuned) -> dict[str, Any]:
+def describe_training(tuned: Trained) -> dict[str, Any]:
     """Return the part of `evaluation.json` that tells how the fine-tuning went, by epoch and by step."""
     measures = ("loss", "gradient_norm", "learning_rate")
     steps = {name: [getattr(step, name) for step in tuned.history.steps] for name in measures}

@@ -8,20 +8,17 @@ and writes what came out.
 from __future__ import annotations
 
 from part3_pretrain.runtime.cli import exit_status
-from part3_pretrain.runtime.files import locked
-from part4_sft.config import needs_pretraining, parse_arguments
+from part4_sft.config import parse_arguments, written_folders
 
 
 def main() -> None:
     config = parse_arguments()
     # Only now: torch takes seconds to import, and neither --help nor a mistyped option should wait for it.
     from part3_pretrain.runtime.distributed import process_group
+    from part3_pretrain.runtime.locks import locked
     from part4_sft.run import run
 
-    folders = [config.out_dir, config.checkpoint_dir]
-    if needs_pretraining(config):
-        folders.append(config.model.parent)
-    with locked(*folders), process_group(config.shard):
+    with locked(*written_folders(config)), process_group(config.shard):
         run(config)
 
 

@@ -90,12 +90,8 @@ def test_help_tells_what_an_option_does_and_its_default(capsys: pytest.CaptureFi
         ("--x\ny", "unrecognized arguments: --x y"),
     ],
 )
-def test_a_mistyped_option_is_told_in_one_line(
-    argument: str, complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parsed(argument)
-    assert_refused((stop.value.code, *capsys.readouterr()), f"{complaint}; see prog --help\n")
+def test_a_mistyped_option_is_told_in_one_line(argument: str, complaint: str, run_main: Command) -> None:
+    assert_refused(run_main(lambda: parsed(argument)), f"{complaint}; see prog --help\n")
 
 
 def test_the_exit_status_tells_how_a_command_ended(run_main: Command, monkeypatch: pytest.MonkeyPatch) -> None:

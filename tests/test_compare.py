@@ -17,7 +17,7 @@ from tests.conftest import Command, TypeKeys, assert_refused
 def path(tmp_path: Path) -> Path:
     """Replies of two models to 12 contexts, to one of which they say the same."""
     replies = [{"context": f"question {n}", "pretrained": f"poor {n}", "sft": f"good {n} "} for n in range(12)]
-    replies[3]["sft"] = " poor 3"
+    replies[3]["sft"] = " poor  3"  # looks the same
     path = tmp_path / "replies.json"
     path.write_text(json.dumps(replies))
     return path
@@ -40,7 +40,9 @@ def test_whoever_prefers_one_model_lets_it_win(path: Path, type_keys: TypeKeys) 
     printed, screens = type_keys(compare.main, "".join(keys) + "q", path, "--annotator", "anna")
     assert printed == "anna: the fine-tuned model won 9 of 10 votes, 90.0% (95% interval 59.6% to 98.2%); 1 ties\n"
     for number, screen in zip([0, 1, 2, *range(4, 12)], screens):
-        assert all(f"{word} {number}\n" in screen for word in ("question", "good", "poor"))
+        assert f"question {number}\n" in screen
+        assert re.search(rf"\nA +B\n(good|poor) {number} +(good|poor) {number}\n", screen)
+        assert f"replies.json, anna, context {number + 1}" in screen
         assert "sft" not in screen.lower() and "pretrained" not in screen.lower()
     assert "Which reply is better? replies.json, anna" in screens[0] and "a A is better  b B is better" in screens[0]
     assert "11 of 11 compared" in screens[-1] and "That was the last one" in screens[-1]
@@ -53,6 +55,8 @@ def test_those_who_voted_on_the_same_replies_count_once(path: Path, run_main: Co
     type_keys(compare.main, "aauaaa", path, "--annotator", "anna")
     type_keys(compare.main, "", path, "--annotator", "dora")  # has looked only
     printed, _ = type_keys(compare.main, "bbt", path, "--annotator", "ben")
+    assert printed == "3 of 11 compared; which model is ahead is told once all are, or by --report\n"
+    printed = run_main(compare.main, path, "--report")[1]
     found = re.findall(r"^(\w+): .+ of (\d+) votes, .+; (\d+) ties$", printed, re.MULTILINE)
     assert found == [("anna", "4", "0"), ("ben", "2", "1"), ("majority", "2", "2")] and len(printed.splitlines()) == 4
     assert "3 of 11 compared" in type_keys(compare.main, "", path, "--annotator", "ben")[1][0]

@@ -13,7 +13,8 @@ import torch
 
 from part3_pretrain import convert, pretrain
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.runtime.files import atomic_folder, atomic_write, check_not_folder, check_writable, locked
+from part3_pretrain.runtime.files import atomic_folder, atomic_write, check_not_folder, check_writable
+from part3_pretrain.runtime.locks import LOCK_FILE, locked
 from part4_sft import chat, sft
 from tests.conftest import Command, assert_refused
 from tests.processes import Main, in_a_process, kill_self
@@ -127,13 +128,14 @@ def test_a_folder_that_another_run_writes_to_is_refused_until_that_run_is_gone(
         assert list(tmp_path.iterdir()) == []  # of what was made for nothing, nothing stays
 
     def lock_and_die() -> None:
-        locked(tmp_path).__enter__()
-        kill_self()
+        with locked(tmp_path):
+            kill_self()
 
     assert in_a_process(lock_and_die) == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]  # that of the killed one keeps nobody out
     with locked(tmp_path, tmp_path):
         (tmp_path / "file").touch()
-    assert (tmp_path / "file").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_no_folder_stays_of_those_that_were_made_for_nothing(run_main: Command, tmp_path: Path) -> None:

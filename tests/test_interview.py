@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from part4_sft import label
+from part4_sft import compare, label
 from part4_sft.terminal import interview
 from part4_sft.terminal.interview import Answers, Item, annotator, journal_of, journals, pace, replay
 from part4_sft.terminal.screen import columns_of, wrapped
@@ -36,17 +36,18 @@ def state_of(answers: Answers) -> tuple[str, int]:
 @pytest.mark.parametrize(
     ("keys", "given", "position"),
     [
-        ("bu", "......", 0),  # nothing before, nothing to undo
-        ("5b1", "1.....", 1),  # back and another rating
+        ("-u", "......", 0),  # nothing before, nothing to undo
+        ("5-1", "1.....", 1),  # back and another rating
+        ("5b1", "1.....", 1),  # as older journals have it
         ("5u4", "4.....", 1),  # undone
-        ("5b1u", "5.....", 0),  # undone, so that the rating before counts
+        ("5-1u", "5.....", 0),  # undone, so that the rating before counts
         ("55uu", "......", 0),
         ("s11111", ".11111", 0),  # what was skipped comes again
-        ("11s1bbs", "11.1..", 4),  # skip passes over what has an answer
+        ("11s1--s", "11.1..", 4),  # skip passes over what has an answer
         ("11111s", "11111.", 5),  # even the only one
         ("1111115s", "111111", 6),  # at the end there is nothing to rate or skip
         ("111111u", "11111.", 5),
-        ("111111b5", "111115", 6),
+        ("111111-5", "111115", 6),
         ("x7 q5", "5.....", 1),  # other keys do nothing
     ],
 )
@@ -55,6 +56,18 @@ def test_keys_come_to_answers(keys: str, given: str, position: int) -> None:
     for key in keys:
         answers.press(answers.current_id, key)
     assert state_of(answers) == (given, position)
+
+
+def test_what_is_asked_again_comes_first_and_until_it_is_answered_anew() -> None:
+    answers = Answers(list("abcdef"), "12345")
+    for key in "1234":
+        answers.press(answers.current_id, key)
+    answers.ask_again(["d", "b"])
+    visited = []
+    for key in "5s55s5":
+        visited.append(answers.current_id)
+        answers.press(answers.current_id, key)
+    assert "".join(visited) == "bdefdd" and state_of(answers) == ("153555", 6)
 
 
 def test_b_goes_back_where_it_is_an_answer_only_at_the_end() -> None:
@@ -203,3 +216,42 @@ def test_mistakes_end_in_one_line(run_main: Command, path: Path) -> None:
     assert not list(path.parent.glob("*.jsonl")) and path.read_bytes() == before
     journal_of(path, "anna").mkdir()
     assert_refused(run_main(label.main, path, "--report"), "cannot read ")
+
+
+def test_both_replies_are_on_one_page_and_the_key_for_back_is_that_of_label(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    replies = tmp_path / "replies.json"
+    poor, good = ("poor " * 80).strip(), ("good " * 80).strip()  # as long as the longest of the default run
+    entries = [{"context": f"question {n} " + "word " * 20, "pretrained": poor, "sft": good} for n in range(3)]
+    replies.write_text(json.dumps(entries))
+    voting = terminal("part4_sft.compare", replies, "--annotator", "anna")
+    voting.wait_for("question 0")
+    assert voting.text.count("poor") == voting.text.count("good") == 80 and "page" not in voting.screen.display[0]
+    assert re.search(r"^A {30,}B$", voting.text, re.MULTILINE)
+    voting.press("b")
+    voting.wait_for("question 1")
+    (back,) = re.findall(r"(\S) back", voting.text)
+    voting.press(back)
+    voting.wait_for("question 0")
+    assert "(you said b)" in voting.text
+    voting.press("q")
+    assert voting.end() == 0 and voting.last_words.startswith("1 of 3 compared; which model is ahead is told once")
+    assert "fine-tuned" not in voting.last_words
+
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps([{"context": f"question {n}", "response": "answer"} for n in range(2)]))
+    labelling = terminal("part4_sft.label", pairs)
+    labelling.wait_for("question 0")
+    assert re.findall(r"(\S) back", labelling.text) == [back]
+
+
+def test_pages_of_long_replies_hold_parts_of_both(tmp_path: Path, type_keys: TypeKeys) -> None:
+    words = {name: [f"{name}{number}" for number in range(200)] for name in ("x", "y")}
+    entry = {"context": "question", "pretrained": " ".join(words["x"]), "sft": " ".join(words["y"])}
+    path = tmp_path / "replies.json"
+    path.write_text(json.dumps([entry]))
+    _, (*screens, _) = type_keys(compare.main, "  ", path)
+    for name in words:
+        assert re.findall(rf"{name}\d+", "\n".join(screens)) == words[name]
+        assert all(re.search(rf"{name}\d", screen) for screen in screens)

@@ -14,7 +14,7 @@ from part4_sft.dataset import Pair, save_pairs
 from part4_sft.formats import load_pairs
 from part4_sft.terminal.ratings import Ratings, weighted_kappa
 from part4_sft.terminal.screen import full_screen
-from tests.conftest import Command, TypeKeys
+from tests.conftest import Command, TypeKeys, assert_refused
 
 Rate = Callable[..., str]
 
@@ -32,9 +32,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rate(type_keys: TypeKeys) -> Rate:
-    def call(path: Path, keys: str, *, annotator: str = "anna", sees: str = "") -> str:
+    def call(path: Path, keys: str, *options: str, annotator: str = "anna", sees: str = "") -> str:
         """One sitting; `sees` stands on the first screen. Returns what is printed at the end."""
-        printed, screens = type_keys(label.main, keys, path, "--annotator", annotator)
+        printed, screens = type_keys(label.main, keys, path, "--annotator", annotator, *options)
         assert sees in screens[0]
         return printed
 
@@ -68,7 +68,7 @@ def test_it_resumes_where_it_stopped_though_the_file_has_changed(path: Path, rat
     rate(path, "5s4q")
     rate(path, "4q", sees="question 3")
     assert qualities(path) == [1, 0, 1, 1, 0, 0]
-    rate(path, "ub1q", sees="question 4")  # what was put into the file can be changed, but not undone
+    rate(path, "u-1q", sees="question 4")  # what was put into the file can be changed, but not undone
     assert qualities(path) == [1, 0, 1, 0, 0, 0]
     path.write_text(json.dumps([*entries(8)[6:], *reversed(entries(3))]))  # other order, some gone, some new
     rate(path, "4q", sees="question 1")
@@ -89,8 +89,35 @@ def test_it_tells_how_well_two_agree(path: Path, rate: Rate, run_main: Command) 
     assert qualities(path) == [1, 1, 0, 0, 0, 0]  # the mean of both decides: 5, 4.5, 3.5, 1, 2, 2
     status, printed, _ = run_main(label.main, path, "--report")
     agreement = "anna and ben have both rated 6, 2 alike; weighted kappa 0.48 (1: as one, 0: as by chance)\n"
-    assert status == 0 and f"{agreement}they differ on 4:\n\n  anna 2, ben 5\n  Customer: question 2\n" in printed
+    assert (
+        status == 0 and f"{agreement}they differ on 4:\n\n  pair 3: anna 2, ben 5\n  Customer: question 2\n" in printed
+    )
     assert re.findall(r"anna \d, ben \d", printed) == [f"anna {a}, ben {b}" for a, b in ("25", "31", "13", "54")]
+
+
+def test_one_pair_can_be_gone_to_by_its_number(path: Path, rate: Rate, run_main: Command) -> None:
+    path.write_text(json.dumps([*entries(3), *entries(4)]))  # the first three are there twice
+    rate(path, "12", "--pair", "6", sees="question 2")
+    rate(path, "5q", "--pair", "3", sees="rated by anna, pair 3 (you said 1)")
+    assert qualities(path) == [0, 0, 1, 0, 0, 1, 0]
+    for number in ("0", "8"):
+        assert_refused(run_main(label.main, path, "--pair", number), f"has no pair {number}; it has pairs 1 to 7")
+    assert_refused(run_main(label.main, path, "--pair", "1", "--disputed"), "not allowed with argument --pair")
+
+
+def test_disputed_pairs_can_be_rated_again(path: Path, rate: Rate, run_main: Command) -> None:
+    nothing = f"on no pair of {path} do two people differ by 2 or more\n"
+    assert run_main(label.main, path, "--disputed")[:2] == (0, nothing)
+    rate(path, "552131q")
+    rate(path, "545113q", annotator="ben")
+    report = run_main(label.main, path, "--report")[1]
+    assert report.endswith("\n3 are rated 2 or more apart; label FILE --disputed asks about them again\n")
+    printed = rate(path, "5s3q", "--disputed", sees="pair 3 (you said 2)\n\nCustomer\nquestion 2\n")
+    assert printed.splitlines()[1] == "anna: 6 of 6 rated, 3 of them 4 or 5"
+    assert rate(path, "4", "--disputed", annotator="cleo", sees="0 of 1 rated") and qualities(path)[4] == 0
+    rate(path, "1", "--disputed", sees="pair 5")
+    rate(path, "2", "--pair", "5", annotator="cleo")
+    assert run_main(label.main, path, "--disputed")[1] == nothing
 
 
 def test_of_many_disagreements_the_largest_are_shown(tmp_path: Path, rate: Rate, run_main: Command) -> None:

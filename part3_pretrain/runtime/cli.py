@@ -151,7 +151,7 @@ def deciding_options(config: Any) -> dict[str, Any]:
 def parse(
     config: type[Config], prog: str, description: str, example: str, arguments: list[str] | None = None
 ) -> Config:
-    """Read the command line into the dataclass. Exits with status 2 and one line where it cannot be used."""
+    """Read the command line into the dataclass. Raises UserError where it cannot be used."""
     show_defaults = argparse.ArgumentDefaultsHelpFormatter
     parser = OneLineParser(prog, description=description, epilog=f"example: {example}", formatter_class=show_defaults)
     options = fields(config)  # type: ignore[arg-type]
@@ -170,7 +170,7 @@ def parse(
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Tells of a mistake in one line."""
+    """Tells of a mistake in one line, by a UserError instead of an exit."""
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         for argument in sys.argv[1:] if args is None else args:
@@ -179,5 +179,4 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        _print_error(f"{' '.join(message.splitlines())}; see {self.prog} --help")
-        self.exit(2)
+        raise UserError(" ".join(message.splitlines()), f"see {self.prog} --help")

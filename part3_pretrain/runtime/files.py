@@ -1,17 +1,15 @@
-"""Files that are either whole or not there, in folders that one run at a time writes to."""
+"""Files that are either whole or not there."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from part3_pretrain.runtime.cli import UserError
-from part3_pretrain.runtime.torchrun import is_main_process
 
 
 @contextmanager
@@ -119,31 +117,3 @@ def check_writable(*folders: Path) -> None:
                 pass
         except OSError as error:
             raise UserError(f"cannot write to the folder {folder}: {error.strerror}", "choose another") from error
-
-
-@contextmanager
-def locked(*folders: Path) -> Iterator[None]:
-    """Keep other runs out of the folders, which are made where they are missing, until the block or process ends.
-
-    Of the processes of one job, rank 0 holds the locks for all. Folders that were made for nothing go away again.
-    Raises UserError where one cannot be written to, or another run is in it.
-    """
-    made = [place for folder in folders for place in (folder, *folder.parents) if not os.path.exists(place)]
-    try:
-        check_writable(*folders)
-        with ExitStack() as stack:
-            for folder in {folder.resolve() for folder in folders if is_main_process()}:
-                descriptor = os.open(folder, os.O_RDONLY)  # of the folder itself: no file is left in it
-                stack.callback(os.close, descriptor)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    cause = f"another run is writing to {folder}"
-                    raise UserError(cause, "wait for its end or choose another") from error
-                except OSError as error:  # as on some network drives
-                    raise UserError(f"cannot lock {folder}: {error.strerror}", "choose one on a local disk") from error
-            yield
-    finally:
-        for place in made:
-            with suppress(OSError):  # it is not empty, or could not be made
-                place.rmdir()

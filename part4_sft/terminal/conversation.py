@@ -35,10 +35,9 @@ from part4_sft.dataset import Turn
 from part4_sft.encoding import PairEncoder
 from part4_sft.extras.conversations import choose_template, make_encoder
 from part4_sft.generation import Sampling, generate, longest_prompt, stream
-from part4_sft.terminal.screen import BOLD, DIM, columns_of, styled, wrapped
+from part4_sft.terminal.screen import BOLD, DIM, GAP, side_by_side, styled
 
 NAMES = {"pretrained": "pretrained", "sft": "fine-tuned"}  # as they are shown
-GAP = "   "  # between columns
 NEW_CONVERSATION = "/new"  # a line that is no message
 Models = dict[str, tuple[Transformer, PairEncoder]]  # each with how it reads texts
 
@@ -186,14 +185,11 @@ def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None
     rows: list[str] = []
     for replies in zip_longest(*streams.values()):
         shown = [reply or before for reply, before in zip(replies, shown)]
-        rows = _redraw(len(rows), _in_columns([reply.text for reply in shown], width)[2 - lines :])  # the last that fit
+        rows = _redraw(
+            len(rows), side_by_side([reply.text for reply in shown], width)[2 - lines :]
+        )  # the last that fit
     ends = [f"{reply.text}\n{remarks(context, reply)}".rstrip() for reply in shown]
-    _redraw(len(rows), _in_columns(ends, width))
-
-
-def _in_columns(texts: list[str], width: int) -> list[str]:
-    rows = zip_longest(*(wrapped(text, width) for text in texts), fillvalue="")
-    return [GAP.join(cell + " " * (width - columns_of(cell)) for cell in row).rstrip() for row in rows]
+    _redraw(len(rows), side_by_side(ends, width))
 
 
 def _redraw(lines_drawn: int, rows: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import re
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from getpass import getuser
 from hashlib import sha256
 from itertools import chain, pairwise
@@ -27,8 +27,9 @@ from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import cannot_read
 from part4_sft.terminal.screen import BOLD, DIM, full_screen, read_keys, show, styled, wrapped
 
-BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "b", "s", "u", "q", " "
+BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "-", "s", "u", "q", " "
 COMMANDS = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}  # keys that are in the journal beside the answers
+OLD_BACK = "b"  # in journals of old, and under people's fingers; no command where it is an answer, as in a blind test
 ANNOTATOR = r"[\w-]{1,100}"  # names that can be a part of a file's
 SITTING_BEGINS = "begin"  # stands in the journal before the keys of each sitting
 
@@ -50,9 +51,10 @@ def login_name() -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """What is asked about: texts, each under a heading."""
+    """What is asked about: texts, each under a heading, and where they are from, such as "pair 3"."""
 
     parts: tuple[tuple[str, str], ...]
+    place: str = field(default="", compare=False)
 
     @property
     def id(self) -> str:
@@ -69,6 +71,7 @@ class Answers:
         self.given: dict[str, str] = {}  # id: key
         self.position = 0  # len(ids) where all are answered
         self.undoable: list[tuple[str, str | None]] = []  # ids, and the answers that they had before
+        self.again: set[str] = set()  # ids of items to ask about once more, though they may have an answer
 
     @property
     def current_id(self) -> str:
@@ -85,10 +88,11 @@ class Answers:
         if key in self.choices and id:
             self.undoable.append((id, self.given.get(id)))
             self.given[id] = key
+            self.again.discard(id)
             self.position = self._next_unanswered(position)
         elif key == SKIP:
             self.position = self._next_unanswered(position)
-        elif key == BACK:
+        elif key in (BACK, OLD_BACK):
             self.position = max(position - 1, 0)
         elif key == UNDO and self.undoable:
             id, before = self.undoable.pop()
@@ -97,10 +101,16 @@ class Answers:
                 self.given[id] = before
             self.position = self.positions[id]
 
+    def ask_again(self, ids: Iterable[str]) -> None:
+        """Go to the first of these items, and ask about each of them until it is answered anew."""
+        self.again = set(ids)
+        self.position = min((self.positions[id] for id in self.again), default=self.position)
+
     def _next_unanswered(self, position: int) -> int:
-        """Return the next position without an answer, going round, so that what was skipped comes again."""
+        """Return the next position to ask about, going round, so that what was skipped comes again."""
         in_turn = self.ids[position + 1 :] + self.ids[: position + 1]
-        return next((self.positions[id] for id in in_turn if id not in self.given), len(self.ids))
+        asked = (self.positions[id] for id in in_turn if id not in self.given or id in self.again)
+        return next(asked, len(self.ids))
 
 
 def journal_of(path: Path, annotator: str) -> Path:
@@ -131,16 +141,35 @@ def replay(items: list[Item], journal: Path, choices: Iterable[str]) -> Answers:
     return answers
 
 
+def stacked(item: Item, columns: int) -> list[str]:
+    """Return the lines that show the texts of an item one below another, each under its heading."""
+    lines = [line for heading, text in item.parts for line in (styled(heading, BOLD), *wrapped(text, columns), "")]
+    return lines[:-1]
+
+
 def interview(
-    items: list[Item], journal: Path, choices: dict[str, str], title: str, progress: Callable[[dict[str, str]], str]
+    items: list[Item],
+    journal: Path,
+    choices: dict[str, str],
+    title: str,
+    progress: Callable[[dict[str, str]], str],
+    lay_out: Callable[[Item, int], list[str]] = stacked,
+    again: Iterable[str] = (),
 ) -> None:
     """Ask about the items until the person quits; append every key to the journal before it has any effect.
 
-    `choices` has a word for each key that is an answer; `progress` says how far the answers given (key by id) have
-    come. Raises UserError where there is no terminal, or the journal cannot be written or is in use.
+    Args:
+        choices: a word for each key that is an answer.
+        progress: says how far the answers given (key by id) have come.
+        lay_out: returns the lines that show an item in so many columns.
+        again: ids of items to begin with, though they may have been answered.
+
+    Raises:
+        UserError: there is no terminal, or the journal cannot be written or is in use.
     """
     item_by_id = {item.id: item for item in items}
     answers = replay(items, journal, choices)
+    answers.ask_again(again)
     answer_times: list[float] = []
     page = 0
     try:
@@ -151,7 +180,7 @@ def interview(
             for key in chain([SITTING_BEGINS], read_keys()):
                 id = answers.current_id if key != SITTING_BEGINS else ""
                 page = page + 1 if key == NEXT_PAGE else 0
-                if key in (SITTING_BEGINS, *choices, *COMMANDS):
+                if key in (SITTING_BEGINS, *choices, *COMMANDS, OLD_BACK):
                     press = {"at": round(time.time(), 1), "item": id, "key": key}
                     file.write(json.dumps(press).encode() + b"\n")
                     file.flush()
@@ -162,9 +191,11 @@ def interview(
                 if key == QUIT:
                     return
                 id = answers.current_id
+                item = item_by_id.get(id)
                 status = progress(answers.given) + pace(answer_times, len(answers.ids) - len(answers.given))
-                head = f"{title} (you said {answers.given[id]})" if id in answers.given else title
-                draw_page(item_by_id.get(id), choices, head, status, page)
+                head = f"{title}, {item.place}" if item else title
+                head += f" (you said {answers.given[id]})" if id in answers.given else ""
+                draw_page(item, choices, head, status, page, lay_out)
     except KeyboardInterrupt as error:
         raise type(error)(f"{journal} holds what was answered; the same command goes on") from error
     except BlockingIOError as error:
@@ -173,13 +204,18 @@ def interview(
         raise UserError(f"cannot write {journal}: {error.strerror}", "what was answered before is kept") from error
 
 
-def draw_page(item: Item | None, choices: dict[str, str], head: str, status: str, page: int) -> None:
+def draw_page(
+    item: Item | None,
+    choices: dict[str, str],
+    head: str,
+    status: str,
+    page: int,
+    lay_out: Callable[[Item, int], list[str]],
+) -> None:
     """Fill the screen with a page of the item, the keys and the status; of no item, say that all are answered."""
     columns, lines = get_terminal_size()
     columns -= 1  # in a line that is full to the last column, some terminals break once more
-    parts = item.parts if item else ()
-    body = [line for heading, text in parts for line in (styled(heading, BOLD), *wrapped(text, columns), "")]
-    body = body or [f"That was the last one. Thank you! Press {QUIT} to leave."]
+    body = lay_out(item, columns) if item else [f"That was the last one. Thank you! Press {QUIT} to leave."]
     answers = "  ".join(f"{key} {word}" for key, word in choices.items()) if item else ""
     commands = "  ".join(f"{key} {word}" for key, word in COMMANDS.items() if key not in choices)
     foot = [line for text in (answers, f"{commands}  space next page", status) for line in wrapped(text, columns)]

@@ -11,7 +11,8 @@ from textwrap import shorten
 from nltk.metrics.agreement import AnnotationTask
 
 from part3_pretrain.retail.rubric import HIGH_QUALITY
-from part3_pretrain.runtime.files import locked
+from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.locks import locked
 from part3_pretrain.runtime.printable import printable
 from part4_sft.data_files.layouts import Columns
 from part4_sft.dataset import Pair
@@ -19,17 +20,18 @@ from part4_sft.formats import load_pairs, relabel
 from part4_sft.terminal.interview import Item, interview, journal_of, journals, replay
 
 CHOICES = {"1": "wrong", "2": "poor", "3": "usable", "4": "good", "5": "ideal"}
+DISPUTED = 2  # points between two people's ratings of a pair
 MAX_DISAGREEMENTS_SHOWN, MAX_CHARACTERS_SHOWN = 10, 300  # in a report; the characters are those of one text
 Ratings = dict[str, int]  # one annotator's, by `Item.id`
 
 
 def load_items(path: Path, columns: Columns) -> list[Item]:
-    """Read what is to be rated in a file of pairs. Raises UserError where it is not one."""
-    return list(dict.fromkeys(item_of(pair) for pair in load_pairs(path, columns)))
+    """Read what is to be rated in a file of pairs, once what is there twice. Raises UserError where it is not one."""
+    return list(dict.fromkeys(item_of(pair, number) for number, pair in enumerate(load_pairs(path, columns), start=1)))
 
 
-def item_of(pair: Pair) -> Item:
-    return Item((("Customer", pair.context), ("Reply", pair.response)))
+def item_of(pair: Pair, number: int = 0) -> Item:
+    return Item((("Customer", pair.context), ("Reply", pair.response)), f"pair {number}")
 
 
 def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
@@ -38,17 +40,31 @@ def load_ratings(path: Path, items: list[Item]) -> dict[str, Ratings]:
     return {name: {id: int(key) for id, key in given.items()} for name, given in given_by.items() if given}
 
 
-def label(path: Path, annotator: str, columns: Columns = ()) -> None:
+def label(path: Path, annotator: str, columns: Columns = (), number: int | None = None, disputed: bool = False) -> None:
     """Ask for ratings until the person quits, put them into the file, and print what they have come to.
 
-    Raises UserError where a file cannot be read or written, or there is no terminal.
+    Args:
+        number: the pair of the file to begin with, from 1, rated or not; by default the first that is not.
+        disputed: whether to ask only about pairs on which two people differ widely, and about these in any case.
+
+    Raises:
+        UserError: a file cannot be read or written, there is no such pair, or no terminal.
     """
     items = load_items(path, columns)
+    asked, again = items, [] if number is None else [id_of_pair(path, columns, number)]
+    if disputed:
+        asked = disputed_items(items, load_ratings(path, items))
+        again = [item.id for item in asked]
+        if not asked:
+            print(f"on no pair of {path} do two people differ by {DISPUTED} or more")
+            return
     title = f"{path.name}, rated by {annotator}"
+
+    def tell(given: dict[str, str]) -> str:
+        return progress(given.values(), len(asked))
+
     try:
-        interview(
-            items, journal_of(path, annotator), CHOICES, title, lambda given: progress(given.values(), len(items))
-        )
+        interview(asked, journal_of(path, annotator), CHOICES, title, tell, again=again)
     except KeyboardInterrupt:  # but not where there is no terminal, and so nothing new
         write_labels(path, load_ratings(path, items), columns)
         raise
@@ -56,6 +72,20 @@ def label(path: Path, annotator: str, columns: Columns = ()) -> None:
     write_labels(path, ratings_by_annotator, columns)
     # The others' ratings are not shown: nobody should see them before their own are done.
     print(summary(path, items, {annotator: ratings_by_annotator.get(annotator, {})}))
+
+
+def id_of_pair(path: Path, columns: Columns, number: int) -> str:
+    """Return the item that the pair with this number is. Raises UserError where the file has none."""
+    pairs = load_pairs(path, columns)
+    if not 1 <= number <= len(pairs):
+        raise UserError(f"{path} has no pair {number}", f"it has pairs 1 to {len(pairs)}")
+    return item_of(pairs[number - 1]).id
+
+
+def disputed_items(items: list[Item], ratings_by_annotator: dict[str, Ratings]) -> list[Item]:
+    """Return the items that two people have rated widely apart."""
+    given = {item.id: [of[item.id] for of in ratings_by_annotator.values() if item.id in of] for item in items}
+    return [item for item in items if given[item.id] and max(given[item.id]) - min(given[item.id]) >= DISPUTED]
 
 
 def report(path: Path, columns: Columns = ()) -> None:
@@ -104,7 +134,7 @@ def summary(path: Path, items: list[Item], ratings_by_annotator: dict[str, Ratin
     if not any(ratings_by_annotator.values()):
         return f"no pair of {path} is rated yet"
     lines = [f"{name}: {progress(of.values(), len(items))}" for name, of in ratings_by_annotator.items()]
-    parts_by_id = {item.id: item.parts for item in items}
+    item_by_id = {item.id: item for item in items}
     for (name, ratings), (other_name, others) in combinations(ratings_by_annotator.items(), 2):
         difference = {id: abs(ratings[id] - others[id]) for id in ratings if id in others}
         differ = sorted((id for id in difference if difference[id]), key=difference.__getitem__, reverse=True)
@@ -116,8 +146,9 @@ def summary(path: Path, items: list[Item], ratings_by_annotator: dict[str, Ratin
             most = "; most on these" if len(differ) > MAX_DISAGREEMENTS_SHOWN else ""
             lines.append(f"they differ on {len(differ):,}{most}:")
         for id in differ[:MAX_DISAGREEMENTS_SHOWN]:
-            lines.append(f"\n  {name} {ratings[id]}, {other_name} {others[id]}")
-            lines += [
-                f"  {heading}: {printable(shorten(text, MAX_CHARACTERS_SHOWN))}" for heading, text in parts_by_id[id]
-            ]
+            lines.append(f"\n  {item_by_id[id].place}: {name} {ratings[id]}, {other_name} {others[id]}")
+            for heading, text in item_by_id[id].parts:
+                lines.append(f"  {heading}: {printable(shorten(text, MAX_CHARACTERS_SHOWN))}")
+    if count := len(disputed_items(items, ratings_by_annotator)):
+        lines.append(f"\n{count:,} are rated {DISPUTED} or more apart; label FILE --disputed asks about them again")
     return "\n".join(lines)

@@ -10,12 +10,14 @@ import textwrap
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from unicodedata import category, east_asian_width
 
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.printable import printable
 
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+GAP = "   "  # between texts side by side
 _ALTERNATE_SCREEN, _MAIN_SCREEN, _CLEAR = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[2J"
 
 
@@ -74,6 +76,12 @@ class _Wrapper(textwrap.TextWrapper):
         apart = "".join(f"\0{letter}\0" if columns_of(letter) > 1 else letter for letter in text)
         split = super()._split
         return [_Chunk(chunk) for part in apart.split("\0") for chunk in split(part)]
+
+
+def side_by_side(texts: list[str], width: int) -> list[str]:
+    """Return lines that hold the texts beside each other, each wrapped in so many columns."""
+    rows = zip_longest(*(wrapped(text, width) for text in texts), fillvalue="")
+    return [GAP.join(cell + " " * (width - columns_of(cell)) for cell in row).rstrip() for row in rows]
 
 
 def styled(text: str, style: str) -> str:
