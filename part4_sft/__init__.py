@@ -1,6 +1,5 @@
 """Part 4: supervised fine-tuning of the base model on hand-picked (context, response) pairs."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from part3_pretrain.runtime.cli import UserError
@@ -15,4 +14,6 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for: seconds for which no `--help` should wait."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("part4_sft.notebook"), name)
+    from part4_sft import notebook
+
+    return getattr(notebook, name)

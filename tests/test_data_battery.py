@@ -154,7 +154,7 @@ CSV = "context,response\n" + "".join(f'"=1+{n}, ""a""\nb",\u202e@x\n' for n in r
 def test_a_whole_run_counts_every_pair_and_every_number_is_one(
     run_main: Command, options: list[str], monkeypatch: pytest.MonkeyPatch, file: str, contents: str, given: list[str]
 ) -> None:
-    monkeypatch.setattr("part4_sft.report.save_loss_curve", lambda path, *given: path.touch())  # most of the time
+    monkeypatch.setattr("part4_sft.pictures.save_loss_curve", lambda path, *given: path.touch())  # most of the time
     Path(file).write_bytes(contents.encode())
     status, printed, told = run_main(sft.main, *options, "--data", file, *given)
     assert status == 0 and all(line.startswith("note: ") for line in told.splitlines())
