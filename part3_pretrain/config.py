@@ -8,7 +8,7 @@ from typing import Any
 
 from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option
 
-NEW_MODEL_RATE, GO_ON_RATE = 2e-3, 1e-4
+NEW_MODEL_RATE, GO_ON_RATE = 2e-3, 3e-4
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 VOCAB_SIZE: dict[str, Any] = {"allowed": "300 to 2^24", "is_valid": lambda size: 300 <= size <= 2**24}
 

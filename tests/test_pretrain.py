@@ -261,7 +261,7 @@ def test_pretraining_goes_on_with_a_model_from_elsewhere(
     assert trained.tokenizer.to_str() == tokenizer.to_str()
     assert trained.hugging_face["tokenizer_config.json"]["chat_template"] == "{{ messages }}"
     assert trained.model.config == load_checkpoint(Path("folder")).model.config
-    assert trained.made_by["from"] == "folder" and trained.made_by["learning_rate"] == 1e-4
+    assert trained.made_by["from"] == "folder" and trained.made_by["learning_rate"] == 3e-4
     assert 0 < (weights(trained.model) - before).abs().max() < 0.01
     words = [tokenizer.decode(row[row != IGNORE_INDEX].tolist()) for targets in batches for row in targets]
     assert any("Hello" in text for text in words)  # nothing is masked
