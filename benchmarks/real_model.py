@@ -47,7 +47,7 @@ def main() -> None:
     measure_options.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     measure_options.add_argument("--contexts", type=int, default=CONTEXTS, help="of each set (default: %(default)s)")
     measure_options.add_argument(
-        "--texts", type=Path, help="pairs of another kind, for what they have become as likely"
+        "--texts", type=Path, help="pairs of another kind: how likely they have become"
     )
     arguments = parser.parse_args()
     if arguments.command == "prepare":
