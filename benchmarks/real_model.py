@@ -46,9 +46,7 @@ def main() -> None:
     measure_options = commands.add_parser("measure", help="print a row for each model")
     measure_options.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     measure_options.add_argument("--contexts", type=int, default=CONTEXTS, help="of each set (default: %(default)s)")
-    measure_options.add_argument(
-        "--texts", type=Path, help="pairs of another kind: how likely they have become"
-    )
+    measure_options.add_argument("--texts", type=Path, help="pairs of another kind: how likely they have become")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(arguments.folder, arguments.documents)
@@ -85,12 +83,13 @@ def measure(path: Path, contexts: int, texts: Path | None) -> tuple[dict[str, Sc
     unseen = spread(data["sft_test_unseen_wording"], contexts)
     sets = {"test": (pairs, scenarios), "unseen wording": (unseen, recognise_all(unseen) or [])}
     sets |= perturbed_sets(pairs, scenarios, 0)
+    others, _, _ = encoder.encode_what_fits(spread(load_pairs(texts), OTHER_TEXTS) if texts else [])
+    perplexity = math.exp(mean_loss(checkpoint.model, others, batch_size=5)) if others else 0.0
     scores = {}
     for name, (chosen, wanted) in sets.items():
         replies = generate_replies(checkpoint.model, encoder, chosen, Sampling.of(config), f"real/{name}")
         scores[name] = score(replies, chosen, wanted)
-    others = encoder.encode_all(spread(load_pairs(texts), OTHER_TEXTS)) if texts else []
-    return scores, math.exp(mean_loss(checkpoint.model, others, batch_size=5)) if others else 0.0
+    return scores, perplexity
 
 
 if __name__ == "__main__":
