@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print every message too, with its first reply's class")
     arguments = parser.parse_args()
     messages = load_messages(arguments.file)
-    models, threshold = load_models(arguments.model, None, None, Sampling().max_new_tokens, "auto")
+    models, threshold, _ = load_models(arguments.model, None, None, Sampling().max_new_tokens, "auto")
     if arguments.hand_over is not None:
         threshold = arguments.hand_over
     texts = [message for group in messages.values() for message in group]

@@ -31,7 +31,8 @@ class PretrainConfig:
         "checkpoint, folder of a Hugging Face model or GGUF file to go on from, instead of a new small model",
         **PATH,
     )
-    conversations: int = option(175_000, "retail documents to read, each once", **at_least(1))
+    conversations: int = option(175_000, "retail documents to read", **at_least(1))
+    epochs: int = option(1, "how often every document is read", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary of a new model", **VOCAB_SIZE)
     tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
     learning_rate: float = option(

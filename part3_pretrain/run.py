@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -51,7 +52,10 @@ def run(config: PretrainConfig) -> None:
     check_not_folder(picture, state_path)
     given = [*(config.corpus or []), *([config.model] if config.model else [])]
     check_kept(given, config.checkpoint, picture, state_path)
+    if config.model and config.vocab_size != PretrainConfig.vocab_size:
+        raise UserError("--vocab-size is of a new model, and --model has its vocabulary", "leave one of them out")
     texts = read_corpus(config)
+    log(f"{len(texts):,} documents to read" + f", {config.epochs} times" * (config.epochs > 1))
     start = load_checkpoint(config.model) if config.model else None
     decides = deciding_options(config)
     made_by = {name: value for name, value in vars(config).items() if flag(name) in decides}
@@ -66,7 +70,7 @@ def run(config: PretrainConfig) -> None:
             if distributed.rank() == 0:
                 save_checkpoint(config.checkpoint, replace(trained, made_by=made_by))
                 save_loss_curve(picture, losses)
-    log(f"pretraining ended at a loss of {recent_mean(losses):.3f} nats per token")
+    log(f"pretraining ended at {recent_mean(losses):.3f} nats per token, the mean loss of its last 20 steps")
     log(f"written: {config.checkpoint}, {picture}")
 
 
@@ -135,12 +139,12 @@ def new_model(texts: list[str], config: PretrainConfig) -> Checkpoint:
 
 
 def make_batches(texts: list[str], checkpoint: Checkpoint, config: PretrainConfig) -> list[Batch]:
-    """Return the batches of all steps in their order: every text once, and for a new model some to copy among them."""
+    """Return the batches of all steps in their order: every text once an epoch, and some to copy for a new model."""
     rng = Random(f"order/{config.seed}")
     tokenizer, shape = checkpoint.tokenizer, checkpoint.model.config
     rows = corpus.tokenize(texts, tokenizer, shape.eos_ids[0], min(LONGEST_ROW, shape.max_positions))
     batches: list[Batch] = []
-    for inputs, targets in corpus.batches(rows, config.tokens_per_batch, rng):
+    for inputs, targets in chain(*(corpus.batches(rows, config.tokens_per_batch, rng) for _ in range(config.epochs))):
         if not (config.corpus or config.model):
             targets = corpus.ignore_messages(inputs, targets, tokenizer)
         batches.append((inputs, targets, True))

@@ -51,20 +51,20 @@ def main() -> None:
         ChatConfig,
         prog="python -m part4_sft.chat",
         description="Lets the model before and after fine-tuning answer the same messages, side by side. Rates replies "
-        "by the rubric where the message is of the retail world. Without a terminal, every line of the input is a "
-        "message. Ctrl-D ends.",
+        "by the rubric where message and model are of the retail world. Without a terminal, every line of the input is "
+        "a message. Ctrl-D ends.",
         example='python -m part4_sft.chat --context "My headphones stopped working after two days."',
     )
     from part4_sft.generation import Sampling  # only now, for torch takes seconds to import
     from part4_sft.terminal.conversation import converse, load_models, read_messages
 
-    models, threshold = load_models(
+    models, threshold, is_rated = load_models(
         config.model, config.base, config.prompt_template, config.max_new_tokens, config.device
     )
     if config.hand_over is not None or not config.temperature:
         threshold = config.hand_over or 0.0
     contexts = read_messages() if config.context is None else [config.context]
-    converse(models, contexts, Sampling.of(config), config.seed, threshold, config.json)
+    converse(models, contexts, Sampling.of(config), config.seed, threshold, config.json, is_rated)
 
 
 if __name__ == "__main__":

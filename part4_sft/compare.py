@@ -83,7 +83,9 @@ def load_questions(path: Path) -> Questions:
         entries = json.loads(path.read_text(encoding="utf-8"))
         texts = [tuple(str.strip(entry[key]) for key in ("context", *MODELS)) for entry in entries]
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", "python -m part4_sft.sft writes it") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", "python -m part4_sft.sft writes it, but not with --evaluate none"
+        ) from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         cause = f"{path} does not hold replies as python -m part4_sft.sft writes them"
         raise UserError(cause, "name another") from error

@@ -27,6 +27,7 @@ Scores = dict[str, float]
 HEADLINE_MEASURES = ("bleu", "rouge_l", "rated_4_or_more")  # what `by_epoch` and a terminal show
 CACHE_SIZE = 2**16  # the bootstrap asks for the scores of the tables once more
 UNSPACED = re.compile("([\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")  # Thai, Lao, kana, Han: no blanks
+LEAST_GOOD = 0.02  # of the responses of pairs of the retail world; of all 5,000 it is a tenth
 _smoothing = bleu_score.SmoothingFunction().method1
 
 
@@ -103,14 +104,19 @@ class Replies:
 
 
 def recognise_all(pairs: list[Pair]) -> list[Scenario] | None:
-    """Return what each customer wants; None where a context is not of the retail world, so that no rubric applies."""
+    """Return what each customer wants; None where the pairs are not of the retail world, so that no rubric applies.
+
+    Customers of any shop ask what ours are asked, so it is the responses that tell: hardly one of another shop's is
+    rated high by our policies.
+    """
     scenarios = []
     for pair in pairs:
         scenario = rubric.recognise(pair.context)
         if not scenario:  # nor need the others be read: of a large file of other data, that would take minutes
             return None
         scenarios.append(scenario)
-    return scenarios
+    good = sum(rubric.rate(scenario, pair.response).is_high_quality for scenario, pair in zip(scenarios, pairs))
+    return scenarios if good >= LEAST_GOOD * len(pairs) else None
 
 
 def score(

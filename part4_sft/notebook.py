@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -70,8 +71,11 @@ def fine_tune(**options: Any) -> FineTuned:
             if isinstance(options.get(name), Iterable) and not isinstance(options[name], str):
                 options[name] = write_lines(Path(folder, f"{name}.jsonl"), options[name])
         config = parse_arguments(as_arguments(options))
-        with locked(*written_folders(config)), process_group(config.shard):
-            return FineTuned(config.checkpoint_dir / MODEL_FILE, run(config))
+        try:
+            with locked(*written_folders(config)), process_group(config.shard):
+                return FineTuned(config.checkpoint_dir / MODEL_FILE, run(config))
+        except UserError as error:  # which names files that the caller has never seen
+            raise UserError(re.sub(rf"{re.escape(folder)}/(\w+)\.jsonl", r"\1", str(error))) from error
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:

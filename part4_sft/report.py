@@ -193,9 +193,9 @@ def verdict(low: float, high: float, contexts: int, intents: int | None = None) 
 def too_few(contexts: int, intents: int | None = None) -> str:
     """Say why an interval of so many test contexts is too narrow for a verdict; "" where it is not."""
     if contexts < MIN_TEST_CONTEXTS:
-        return f"{contexts} test contexts are too few to tell"
+        return f"{contexts} test contexts are too few to tell ({MIN_TEST_CONTEXTS} at least)"
     if intents is not None and intents < MIN_INTENTS:
-        return f"{intents} intents among the test contexts are too few to tell"
+        return f"{intents} intents among the test contexts are too few to tell ({MIN_INTENTS} at least)"
     return ""
 
 

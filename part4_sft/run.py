@@ -110,7 +110,7 @@ def describe_start(checkpoint: Checkpoint, digest: str) -> dict[str, str]:
 
 def load_start(config: SFTConfig) -> Checkpoint:
     """Return what the training starts from, in the number format of its weights."""
-    if config.model.suffix != ".pt":  # a folder or a GGUF file, mostly large
+    if config.model.exists() and config.model.suffix != ".pt":  # a folder or a GGUF file, mostly large
         log(f"reading {config.model} ...")
     # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
     return load_checkpoint(config.model, torch.float32 if config.shard else weights_dtype(config.dtype))

@@ -88,6 +88,20 @@ def test_every_line_of_a_program_is_answered(
     assert sft == f"fine-tuned: {printable(first['sft']['text'])} {rated}" and pretrained.startswith("pretrained: ")
 
 
+def test_a_model_of_another_shop_is_not_judged_by_ours(
+    run_main: Command, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    checkpoint, path = load_checkpoint(finished_run.checkpoint), tmp_path / "other.pt"
+    del checkpoint.made_by["results"]["sft"]["rating"]
+    save_checkpoint(path, checkpoint)
+    options = ["--model", path, "--max-new-tokens", 12, "--context", CONTEXT]
+    _, printed, _ = run_main(chat.main, *options)
+    assert "(rated" not in printed and "(invented" not in printed
+    _, printed, _ = run_main(chat.main, *options, "--json")
+    reply = json.loads(printed)["sft"]
+    assert reply["invented"] == [] and not {"rating", "faults"} & reply.keys()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_what_is_piped_in_is_utf_8_in_every_locale(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(data: bytes) -> list[str]:

@@ -186,7 +186,21 @@ def test_every_planted_fault_is_found_in_its_row_and_nothing_elsewhere(
     assert set(planted) == {*FOUND, "duplicates", "near_duplicates", "contradictions", "short_responses"}
     for key, places in planted.items():
         assert found[key] == sorted(places), key
+    groups = found["groups"]
+    assert {later for _, *others in groups["duplicates"] for later in others} == planted["duplicates"]
+    assert sorted(row for rows in groups["contradictions"] for row in rows) == found["contradictions"]
+    assert all(rows[first - 2]["response"] == rows[later - 2]["response"] for first, later in groups["duplicates"])
     assert not found["unreadable"] and not NOT_LOOKED_FOR & {*found}
+
+
+@pytest.mark.parametrize(("broken", "found_rows"), [(3, [1, 2, 3]), (10, [])])
+def test_responses_that_break_off_are_found_unless_many_do(
+    broken: int, found_rows: list[int], report: Callable[..., Report], tmp_path: Path
+) -> None:
+    ends = [" and then we", " because,", " (see"] * 4
+    responses = [f"Number {n} comes{ends[n] if n < broken else ' tomorrow.'}" for n in range(40)]
+    save_pairs(tmp_path / "pairs.json", [Pair(f"question {n}?", text) for n, text in enumerate(responses)])
+    assert report(tmp_path / "pairs.json")["unfinished_responses"] == found_rows
 
 
 def test_clean_rows_have_no_finding(report: Callable[..., Report], tmp_path: Path) -> None:

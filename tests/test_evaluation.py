@@ -316,10 +316,11 @@ def test_contexts_as_no_generator_writes_them_are_mistyped_where_that_is_possibl
     crowded = "My walnut bookshelf arrived broken. The oak desk and the pine sofa are fine."
     contexts = ["The Walnut Bookshelf arrived broken.", crowded]
     pairs = [Pair(context, "Thank you.") for context in contexts]
-    sets = perturbed_sets(pairs, recognise_all(pairs), seed=0)
+    scenarios = [rubric.recognise(context) for context in contexts]
+    sets = perturbed_sets(pairs, scenarios, seed=0)
     assert [len(pairs) for pairs, _ in sets.values()] == [1, 2, 2]
     assert sets["one_typo"][0][0].context not in contexts
-    short = replace(recognise_all(pairs)[0], item="axe")
+    short = replace(scenarios[0], item="axe")
     assert mistype("My axe is off.", short, Random(0)) == ("My axe is off.", short)
 
 

@@ -106,9 +106,10 @@ def test_the_rubrics_rows_are_the_means_of_the_ratings(made: dict[str, list[Pair
 
 def test_a_reply_rated_exactly_4_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [Pair("Customer says that the walnut bookshelf arrived broken.", "I am sorry.")]
+    scenarios = [rubric.recognise(pairs[0].context)]
     for rating, share in ((4.0, 1.0), (3.99, 0.0)):
         monkeypatch.setattr(rubric.Rating, "score", rating)
-        assert score(Replies(["Sorry."], [True]), pairs, recognise_all(pairs))["rated_4_or_more"] == share
+        assert score(Replies(["Sorry."], [True]), pairs, scenarios)["rated_4_or_more"] == share
 
 
 def test_where_the_rubric_cannot_tell_there_is_no_row(made: dict[str, list[Pair]]) -> None:
@@ -117,7 +118,8 @@ def test_where_the_rubric_cannot_tell_there_is_no_row(made: dict[str, list[Pair]
     scores = score(Replies(["a", "b"], [True, True]), pairs, None)
     assert set(scores) == {"bleu", "corpus_bleu", "rouge_l", "length_ratio", "distinct_2", "stops_by_itself"}
     pairs = [Pair("Customer says that the walnut bookshelf arrived broken.", "I am sorry.")]
-    scores = score(Replies(["Sorry."], [True]), pairs, recognise_all(pairs))
+    assert recognise_all(pairs) is None  # a customer of ours may be another shop's as well, but not this response
+    scores = score(Replies(["Sorry."], [True]), pairs, [rubric.recognise(pairs[0].context)])
     assert not scores.keys() & {"right_order_number", "both_problems_resolved"}
     json.dumps(scores, allow_nan=False)
 

@@ -52,6 +52,15 @@ def test_without_files_all_sets_are_made_by_the_seed(prepare: Prepare, made: dic
     assert prepare(seed=1)["sft_dataset"] != made["sft_dataset"]
 
 
+def test_another_shops_pairs_are_tested_with_its_own_though_its_customers_ask_the_same(
+    prepare: Prepare, made: dict[str, list[Pair]]
+) -> None:
+    pairs = [
+        replace(pair, response=f"Come by on day {number}.") for number, pair in enumerate(made["sft_dataset"][:40])
+    ]
+    assert sizes(prepare(data=pairs)) == {"sft_dataset": 32, "sft_validation": 4, "sft_test": 4}
+
+
 def test_pairs_of_the_retail_world_are_tested_with_its_own_sets_unless_a_share_is_asked_for(
     prepare: Prepare, made: dict[str, list[Pair]]
 ) -> None:

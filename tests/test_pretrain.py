@@ -58,7 +58,7 @@ def test_same_seed_same_files(command: Command, tmp_path: Path) -> None:
         assert (second / name).read_bytes() == (tmp_path / name).read_bytes()
     loaded = load_checkpoint(CHECKPOINT)
     assert loaded.tokenizer.get_vocab_size() == loaded.model.config.vocab_size == 500
-    options: dict[str, object] = {"conversations": 60, "vocab_size": 500, "tokens_per_batch": 1024}
+    options: dict[str, object] = {"conversations": 60, "epochs": 1, "vocab_size": 500, "tokens_per_batch": 1024}
     options |= {"learning_rate": 2e-3, "warmup_steps": 2, "device": "auto", "dtype": "auto", "shard": False, "seed": 5}
     assert loaded.made_by == options | {"corpus": "synthetic retail documents"}
 
@@ -68,7 +68,7 @@ def test_own_text_files_can_be_read_instead(command: Command, tmp_path: Path) ->
     files[0].write_text("Der Tisch ist schön. " * 200, encoding="utf-8")
     files[1].write_text("short", encoding="utf-8")
     status, printed, _ = command("--corpus", *files, "--checkpoint", "mine.pt", "--out-dir", "pictures")
-    assert status == 0 and re.match(r"pretraining: step \d+ of \d+, loss \d", printed)
+    assert status == 0 and re.match(r"2 documents to read\npretraining: step \d+ of \d+, loss \d", printed)
     checkpoint = load_checkpoint(tmp_path / "mine.pt")
     assert len(checkpoint.tokenizer.encode("Der Tisch ist schön.").ids) < 10
     assert checkpoint.made_by["corpus"] == ["notes.txt", "letters.txt"]
@@ -267,6 +267,19 @@ def test_pretraining_goes_on_with_a_model_from_elsewhere(
     assert any("Hello" in text for text in words)  # nothing is masked
     assert max(targets.shape[1] for targets in batches) == 39  # of the model's 40 positions
     assert (torch.cat([targets.flatten() for targets in batches]) == 1).sum() == 40  # a document ends as its replies do
+
+
+def test_a_small_corpus_can_be_read_more_than_once(tiny_model: Transformer, tokenizer: Tokenizer) -> None:
+    checkpoint, config = Checkpoint(tiny_model, tokenizer, {}), replace(CONFIG, model=Path("any"), epochs=3)
+    texts = [f"Page {number} of the shop." for number in range(100)]
+    batches = make_batches(texts, checkpoint, config)
+    first_words = [tuple(row[:6].tolist()) for inputs, _, _ in batches for row in inputs]
+    assert len(first_words) == 300 and {first_words.count(words) for words in first_words} == {3}
+    assert first_words[:100] != first_words[100:200]  # in another order each time
+
+
+def test_a_vocabulary_is_of_a_new_model(command: Command, tiny_checkpoint: Path) -> None:
+    assert_refused(command("--model", tiny_checkpoint, "--vocab-size", 500), "--vocab-size is of a new model")
 
 
 def test_the_model_to_go_on_from_is_kept(command: Command, tiny_checkpoint: Path) -> None:

@@ -113,9 +113,12 @@ def test_the_verdict_is_what_the_interval_shows() -> None:
 
 
 def test_there_is_no_verdict_where_intervals_are_too_narrow() -> None:
-    assert verdict(0.1, 0.2, contexts=39) == "39 test contexts are too few to tell"
-    assert verdict(0.1, 0.2, contexts=39, intents=39) == "39 test contexts are too few to tell"
-    assert verdict(0.1, 0.2, contexts=200, intents=19) == "19 intents among the test contexts are too few to tell"
+    assert verdict(0.1, 0.2, contexts=39) == "39 test contexts are too few to tell (40 at least)"
+    assert verdict(0.1, 0.2, contexts=39, intents=39) == "39 test contexts are too few to tell (40 at least)"
+    assert (
+        verdict(0.1, 0.2, contexts=200, intents=19)
+        == "19 intents among the test contexts are too few to tell (20 at least)"
+    )
 
 
 def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markdown(
@@ -178,7 +181,7 @@ def test_a_report_on_other_contexts_does_without_the_rubric(
     evaluation |= {"pretrained": scores, "sft": scores, "baselines": {"nearest_pair": scores}}
     evaluation["samples"] = {"contexts": 200, "per_context": 1, "spread": {}}
     evaluation["resampled"] = {"contexts": 39}
-    assert "(95% interval): 39 test contexts are too few to tell.\n" in report("Is the difference real?")
+    assert "(95% interval): 39 test contexts are too few to tell (40 at least).\n" in report("Is the difference real?")
     assert "p = " not in report("Is the difference real?")
     assert "resamples of the test contexts." in report("Is the difference real?")
     headings = re.findall("^## (.+)$", report(), flags=re.MULTILINE)
@@ -241,5 +244,7 @@ def test_the_summary_names_the_files_and_both_models(
         ["pretrained", "0.123", "0.123", "12.3%"],
         ["SFT", "0.568", "0.568", "56.8%"],
     ]
-    assert comparison.startswith("BLEU +0.333 (+0.222 to +0.444): 39 test contexts are too few to tell\nROUGE-L +")
+    assert comparison.startswith(
+        "BLEU +0.333 (+0.222 to +0.444): 39 test contexts are too few to tell (40 at least)\nROUGE-L +"
+    )
     assert comparison.endswith(controls_verdict(evaluation))

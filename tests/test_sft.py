@@ -286,7 +286,7 @@ def test_pairs_of_which_none_is_held_out_may_be_where_they_would_be_written_and_
     made: dict[str, list[Pair]], tmp_path: Path
 ) -> None:
     path = tmp_path / "sft_dataset.json"
-    entry = {"context": made["sft_dataset"][0].context, "response": "Yes.", "high_quality": 1}
+    entry = {"context": made["sft_dataset"][0].context, "response": made["sft_dataset"][0].response, "high_quality": 1}
     path.write_text(json.dumps([entry]))
     config = SFTConfig(data=path, out_dir=tmp_path)
     outputs.check_inputs_kept(config, prepare_data(config))

@@ -18,6 +18,8 @@ from part4_sft.data_files.personal import (
 )
 from part4_sft.dataset import Pair
 
+_OPEN_END = re.compile(r"[\w,;(-]\s*\Z")
+MOST_UNFINISHED = 0.1  # of the responses
 SHORT = 20  # characters; a response that has fewer, and less than a fifth of the usual, may be broken off
 
 
@@ -29,18 +31,21 @@ class Finding(NamedTuple):
         told: what the rows are or do, such as "repeat an earlier row".
         cure: what to do.
         rows: why, in a line or several, by the number of the row as messages of `formats.py` have it.
+        groups: the rows that belong together, where it takes several.
     """
 
     key: str
     told: str
     cure: str
     rows: dict[int, list[str]]
+    groups: Sequence[list[int]] = ()
 
 
 def find_all(pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> list[Finding]:
     """Return every kind of finding that was looked for, also those that no row has."""
     shared = [_shared(pairs, test_pairs)] if test_pairs else []
-    return [*_repeated(pairs), _contradictions(pairs), *_in_texts(pairs), _short(pairs), *shared]
+    of_responses = _short(pairs), _unfinished(pairs)
+    return [*_repeated(pairs), _contradictions(pairs), *_in_texts(pairs), *of_responses, *shared]
 
 
 def row_of(place: str) -> int:
@@ -81,12 +86,16 @@ def _repeated(pairs: Sequence[Pair]) -> Iterator[Finding]:
     folded: dict[tuple[str, str], int] = {}
     duplicates: dict[int, list[str]] = {}
     near: dict[int, list[str]] = {}
+    groups: dict[int, list[int]] = {}  # by their first row
+    near_groups: dict[int, list[int]] = {}
     for pair in pairs:
         row, key, like = row_of(pair.place), (pair.context, pair.response), (fold(pair.context), fold(pair.response))
         if key in exact:
             duplicates[row] = [f"as row {exact[key]}: {pair.context}"]
+            groups.setdefault(exact[key], [exact[key]]).append(row)
         elif like in folded:
             near[row] = [f"nearly as row {folded[like]}: {pair.context}"]
+            near_groups.setdefault(folded[like], [folded[like]]).append(row)
         exact.setdefault(key, row)
         folded.setdefault(like, row)
     yield Finding(
@@ -94,12 +103,14 @@ def _repeated(pairs: Sequence[Pair]) -> Iterator[Finding]:
         "repeat an earlier row",
         "Remove them: they weigh double, and copies may come to train and test both.",
         duplicates,
+        [*groups.values()],
     )
     yield Finding(
         "near_duplicates",
         "repeat an earlier row but for case, digits and punctuation",
         "Keep the best of each; templates filled in anew teach little.",
         near,
+        [*near_groups.values()],
     )
 
 
@@ -108,16 +119,18 @@ def _contradictions(pairs: Sequence[Pair]) -> Finding:
 
     Where contexts are equal but for case and punctuation, numbers count: 14 days are not 30.
     """
-    rows = {}
+    rows: dict[int, list[str]] = {}
+    groups: dict[int, list[int]] = {}  # by their first row
     for of_text, of_answer in ((fold, fold), (fold_but_digits, fold_but_digits)):
-        groups: dict[str, list[Pair]] = {}
+        alike: dict[str, list[Pair]] = {}
         for pair in pairs:
-            groups.setdefault(of_text(pair.context), []).append(pair)
-        for group in (group for group in groups.values() if len(group) > 1):
+            alike.setdefault(of_text(pair.context), []).append(pair)
+        for group in (group for group in alike.values() if len(group) > 1):
             first, *_ = group
             answer = of_answer(first.response)
             other = next((pair for pair in group if of_answer(pair.response) != answer), None)
             if other:
+                groups[row_of(first.place)] = [row_of(pair.place) for pair in group]
                 for pair in group:
                     against = other if of_answer(pair.response) == answer else first
                     answers = [f"-> {pair.response}", f"row {row_of(against.place)} -> {against.response}"]
@@ -127,6 +140,7 @@ def _contradictions(pairs: Sequence[Pair]) -> Finding:
         "have a context like another's, and a different response",
         "Are both right? If not, remove the wrong one; if so, one is enough.",
         dict(sorted(rows.items())),
+        [*groups.values()],
     )
 
 
@@ -191,6 +205,15 @@ def _short(pairs: Sequence[Pair]) -> Finding:
     rows = {row_of(pair.place): [pair.response] for pair in pairs if len(pair.response.strip()) < limit}
     told = "beside the others of this file"
     return Finding("short_responses", told, "Are they whole? Complete or remove them.", rows)
+
+
+def _unfinished(pairs: Sequence[Pair]) -> Finding:
+    """Return the rows whose response ends in a word or behind a comma, where nearly all others end a sentence."""
+    rows = {row_of(pair.place): [f"...{pair.response[-60:]}"] for pair in pairs if _OPEN_END.search(pair.response)}
+    if len(rows) > MOST_UNFINISHED * len(pairs):  # a habit of this file
+        rows = {}
+    told = "end without a full stop or the like, unlike nearly all others"
+    return Finding("unfinished_responses", told, "Are they whole? Complete or remove them.", rows)
 
 
 def _shared(pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> Finding:

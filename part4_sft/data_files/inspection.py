@@ -140,6 +140,7 @@ def _as_object(path: Path, file: PairFile, reading: Reading, model: str, finding
             "at_most": dict(_histogram(lengths)),
         },
         **{finding.key: list(finding.rows) for finding in findings},
+        "groups": {finding.key: finding.groups for finding in findings if finding.groups},
     }
 
 
@@ -174,7 +175,7 @@ def _page(path: Path, file: PairFile, reading: Reading, model: str, findings: li
         if finding.rows:
             yield from _paragraph(finding)
     nothing = ", ".join(_name(finding) for finding in findings if not finding.rows)
-    yield from wrapped(f"None: {nothing}.", WIDTH)
+    yield from wrapped(f"None found (by patterns, which miss some): {nothing}.", WIDTH)
 
 
 def _name(finding: Finding) -> str:

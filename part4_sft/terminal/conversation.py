@@ -53,13 +53,14 @@ class Reply(NamedTuple):
 
 def load_models(
     path: Path, base: Path | None, template: str | None, max_new_tokens: int, device_name: str
-) -> tuple[Models, float]:
+) -> tuple[Models, float, bool]:
     """Read the pretrained model at `base` and the fine-tuned one at `path`, and move them to the device.
 
     Where `base` or `template` is None, they are those of the fine-tuning.
 
     Returns:
-        The models, and the calibrated confidence below which a reply of the fine-tuned one is handed over.
+        The models, the calibrated confidence below which a reply of the fine-tuned one is handed over, and whether it
+        was fine-tuned for the retail world, by whose rubric replies can be rated.
 
     Raises:
         UserError: a model cannot be read, or the fine-tuned one does not tell what it was made from.
@@ -84,11 +85,18 @@ def load_models(
     for name, checkpoint in {"pretrained": pretrained, "sft": sft}.items():
         encoder = make_encoder(checkpoint, chosen, max_length, max_new_tokens)
         models[name] = checkpoint.model.to(device).eval(), encoder
-    return models, sft.made_by.get("hand_over", 0.0)
+    is_rated = "rating" in sft.made_by.get("results", {}).get("sft", {"rating": None})
+    return models, sft.made_by.get("hand_over", 0.0), is_rated
 
 
 def converse(
-    models: Models, contexts: Iterable[str], sampling: Sampling, seed: int, threshold: float, as_json: bool
+    models: Models,
+    contexts: Iterable[str],
+    sampling: Sampling,
+    seed: int,
+    threshold: float,
+    as_json: bool,
+    is_rated: bool = True,
 ) -> None:
     """Let both models reply to each message, and print it as JSON, in columns on a terminal, or line by line.
 
@@ -109,15 +117,15 @@ def converse(
         if as_json:
             values: dict[str, Any] = {"context": context}
             for name, (*_, reply) in streams.items():
-                unfounded = invented(context, reply.text)
-                values[name] = reply._asdict() | {"invented": unfounded} | rating_of(context, reply.text)
+                judged = {"invented": invented(context, reply.text)} | rating_of(context, reply.text)
+                values[name] = reply._asdict() | (judged if is_rated else {"invented": []})
             print(printable_json(values), flush=True)
         elif sys.stdout.isatty():
-            show_side_by_side(context, streams)
+            show_side_by_side(context, streams, is_rated)
         else:
             print(printable(f"customer: {context}"))
             for name, (*_, reply) in streams.items():
-                print(printable(f"{NAMES[name]}: {reply.text} {remarks(context, reply)}").rstrip())
+                print(printable(f"{NAMES[name]}: {reply.text} {remarks(context, reply, is_rated)}").rstrip())
             print(flush=True)
 
 
@@ -168,15 +176,17 @@ def rating_in_words(context: str, text: str) -> str:
     return f"(rated {'; '.join([format(rating['rating'], '.1f'), *rating['faults']])})" if rating else ""
 
 
-def remarks(context: str, reply: Reply) -> str:
-    """Say in brackets what a reply that is handed over stands for, how a reply is rated, and what it invents."""
+def remarks(context: str, reply: Reply, is_rated: bool) -> str:
+    """Say in brackets what a reply that is handed over stands for, and if it is rated, how, and what it invents."""
     draft = f"(handed over; its own words were: {reply.draft})" if reply.text != reply.draft else ""
+    if not is_rated:
+        return draft
     unfounded = invented(context, reply.text)
     invention = f"(invented: {', '.join(unfounded)})" if unfounded else ""
     return " ".join(filter(None, [draft, rating_in_words(context, reply.text), invention]))
 
 
-def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None:
+def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]], is_rated: bool = True) -> None:
     """Draw all replies at once, each in a column of its own, token by token, and their ratings at the end."""
     columns, lines = get_terminal_size()
     width = (columns - len(GAP) * (len(streams) - 1)) // len(streams) - 1
@@ -188,7 +198,7 @@ def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]]) -> None
         rows = _redraw(
             len(rows), side_by_side([reply.text for reply in shown], width)[2 - lines :]
         )  # the last that fit
-    ends = [f"{reply.text}\n{remarks(context, reply)}".rstrip() for reply in shown]
+    ends = [f"{reply.text}\n{remarks(context, reply, is_rated)}".rstrip() for reply in shown]
     _redraw(len(rows), side_by_side(ends, width))
 
 
