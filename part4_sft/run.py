@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def describe_start(checkpoint: Checkpoint, digest: str) -> dict[str, str]:
 
 def load_start(config: SFTConfig) -> Checkpoint:
     """Return what the training starts from, in the number format of its weights."""
-    if config.model.exists() and config.model.suffix != ".pt":  # a folder or a GGUF file, mostly large
+    if os.path.exists(config.model) and config.model.suffix != ".pt":  # a folder or a GGUF file, mostly large
         log(f"reading {config.model} ...")
     # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
     return load_checkpoint(config.model, torch.float32 if config.shard else weights_dtype(config.dtype))
