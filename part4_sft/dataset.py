@@ -16,6 +16,7 @@ from part3_pretrain.retail.rubric import rate
 from part3_pretrain.runtime.files import atomic_write
 
 HIGH_QUALITY_PAIRS, TYPICAL_PAIRS = 500, 4500  # of the training set
+MAX_PLACES_SHOWN = 10  # in a message
 PAIRS_OF_AN_INTENT = 12  # of the high-quality ones, at most: by chance, some intents would have 4 and others 18
 VALIDATION_PAIRS, TEST_PAIRS = 100, 200
 
@@ -32,6 +33,14 @@ class Pair:
     high_quality: int = 1
     place: str = field(default="", compare=False)  # such as "pairs.jsonl, line 3", for messages
     turns: Turns = field(default=(), compare=False)  # that the context stands for, if not one message of a user
+
+
+def list_others(places: list[str]) -> str:
+    """Return the places of further pairs of a file that a message has named, ten at most: "row 7, row 9, 3 more"."""
+    shown = [place.rpartition(", ")[2] for place in places[:MAX_PLACES_SHOWN]]
+    if len(places) > MAX_PLACES_SHOWN:
+        shown.append(f"{len(places) - MAX_PLACES_SHOWN} more")
+    return ", ".join(shown)
 
 
 def trainable(pairs: Iterable[Pair], train_on: str) -> list[Pair]:

@@ -22,10 +22,9 @@ from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.runtime.cli import UserError, unescape
 from part3_pretrain.runtime.log import note
 from part4_sft.config import DEFAULT_TEMPLATE
-from part4_sft.dataset import Pair, Turns
+from part4_sft.dataset import Pair, Turns, list_others
 
 TOKENIZER_BATCH_SIZE = 1000  # pairs; the tokenizer works on those of a batch in parallel
-MAX_PLACES_SHOWN = 10  # in a message
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,7 @@ class PairEncoder:
         (first, length), *others = sorted(too_long, key=lambda response: (len(response[0]), response[0]))
         cause = f"{first}: its response has {length}, too many for {self.max_length} tokens"
         if others:
-            shown = [f"{place.rpartition(', ')[2]} ({length})" for place, length in others[:MAX_PLACES_SHOWN]]
-            if len(others) > MAX_PLACES_SHOWN:
-                shown.append(f"{len(others) - MAX_PLACES_SHOWN} more")
-            cause += f"; so have {', '.join(shown)}"
+            cause += f"; so have {list_others([f'{place} ({length})' for place, length in others])}"
         if self.max_positions in (None, self.max_length):
             raise UserError(cause, "shorten or remove what is too long, for the model has no more positions")
         cure = f"shorten what is too long, or raise --max-length, which may be {self.max_positions} for this model"

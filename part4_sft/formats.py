@@ -16,10 +16,9 @@ from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_write, cannot_read
 from part3_pretrain.runtime.log import note
 from part4_sft.data_files.layouts import KNOWN_KEYS, Columns, Layout, Object, listed, with_turns
-from part4_sft.dataset import Pair
+from part4_sft.dataset import Pair, list_others
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of CSV; the first is taken where a header has none
-MAX_PLACES_SHOWN = 10  # in a message
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class PairFile:
         if not self.faults:
             return
         (_, error), *others = self.faults
-        places = [place.rpartition(", ")[2] for place, _ in others[:MAX_PLACES_SHOWN]]
-        if len(others) > MAX_PLACES_SHOWN:
-            places.append(f"{len(others) - MAX_PLACES_SHOWN} more")
-        raise UserError(f"{error}; nor can be read: {', '.join(places)}") if places else error
+        places = list_others([place for place, _ in others])
+        raise UserError(f"{error}; nor can be read: {places}") if places else error
 
 
 def load_pairs(path: Path, columns: Columns = ()) -> list[Pair]:
