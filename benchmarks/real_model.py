@@ -5,7 +5,8 @@
     python -m part4_sft.sft --model checkpoints/pages.pt --batch-size 8
     python -m benchmarks.real_model measure MODEL checkpoints/pages.pt checkpoints/sft_model.pt
 
-The pages are policies, and messages with the line that the help desk files them under: nobody replies in them.
+The pages are policies, messages with the line that the help desk files them under, and the help desk's list of what
+customers say and under which name it goes: nobody replies in them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from random import Random
 
 from part3_pretrain import corpus
 from part3_pretrain.checkpoint import load_checkpoint
-from part3_pretrain.retail.documents import KINDS, Write, filed_message, policy
+from part3_pretrain.retail.documents import Write, filed_message, glossary, policy
 from part3_pretrain.run import DOCUMENT_END
 from part3_pretrain.runtime.cli import OneLineParser, exit_status
 from part4_sft.config import SFTConfig
@@ -31,8 +32,8 @@ from part4_sft.metrics import Scores, recognise_all, score
 from part4_sft.report import markdown_table
 from part4_sft.training import mean_loss
 
-PAGES: dict[Write, float] = {kind: KINDS[kind] for kind in (filed_message, policy)}
-DOCUMENTS, CONTEXTS, OTHER_TEXTS = 6_000, 100, 50
+PAGES: dict[Write, float] = {filed_message: 0.5, glossary: 0.4, policy: 0.1}  # and the share of each
+DOCUMENTS, CONTEXTS, OTHER_TEXTS = 12_000, 100, 50
 MEASURES = ("rated_4_or_more", "right_resolution", "right_item", "right_order_number", "bleu", "rouge_l")
 SETS = ("test", "unseen wording", "one_typo", "lower_case", "unknown_product")
 
