@@ -44,6 +44,7 @@ DECOYS = [  # what no finding should be: orders, dates, amounts, markup, and wor
     "Write to us as @shop on the web, logo@2x.png; the code is 02110-1301, 3.14159265358979.",
     "Thank you, Anna!",
     "We remain with the best of wishes for you, with regards to the team, and say cheers to that.",
+    "A fee of $5 is 50%daily, for $AAPL too; __init__ is Python, and -- Anna says -- that is bold: __so__.",
     "The IMEI 490154203237518 and item 0171 2345678 belong to it.",
 ]
 
@@ -120,6 +121,10 @@ FOUND: dict[str, list[str]] = {
             "${orderNumber}",
             "[Bestellnummer]",
             "xxxx",
+            "by TBD",
+            "Dear %s,",
+            "$name",
+            "__CUSTOMER__",
         ),
     ],
     "email_addresses": [
@@ -148,6 +153,7 @@ FOUND: dict[str, list[str]] = {
         *("Best regards, Anna", "\n\nKind regards,\nThe Support Team", "Sincerely, John Smith", "\n-- \nAnna"),
         *("Cheers, Tom", "\nMit freundlichen Grüßen\nIhr Team", "\nThanks,\nAnna", "\nYour ACME Team", "Kind regards"),
         "Yours sincerely, the ACME crew",
+        *("BR, Lena", "It is on its way. \u2014 Anna", "Rgds, the Support Team"),
         "Warm regards,\nAnna Miller\nCustomer Support\nACME Inc.",
     ],
 }

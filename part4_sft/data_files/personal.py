@@ -23,9 +23,11 @@ _PLACEHOLDER = re.compile(
     r"|(?<![\w\]!\\])\[(?P<square>[^\W\d][\w './#-]{1,60})\](?![\[(:\w])"
     r"|(?<!\w)<(?P<angle>[^\W\d][\w '.-]{1,60})>"
     r"|(?<!\w)%(?P<percent>[^\W\d]\w{1,40})%(?!\w)"
-    r"|(?<![^\W\d_])(?P<crosses>X{3,}|x{4,})(?![^\W\d_])"
+    r"|(?<![\w$])\$(?P<dollar>[^\W\d]\w{2,40})(?!\w)"
+    r"|(?P<certain>(?<![^\W\d_])(?:X{3,}|x{4,}|TB[ACD])(?![^\W\d_])|(?<![\w%])%[ds](?!\w)"
+    r"|(?<!\w)__[A-Z][A-Z_]{1,40}__(?!\w))"
 )
-_MAY_BE_PLACEHOLDER = re.compile(r"[{\[<%]|X{3}|x{4}")  # far faster where there is none, as in most texts
+_MAY_BE_PLACEHOLDER = re.compile(r"[{\[<%$]|X{3}|x{4}|TB[ACD]|__")  # far faster where there is none, as in most texts
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_ -]{2,}")
 _NO_PLACEHOLDERS = {  # in square brackets and capitals
     *("EDIT", "UPDATE", "UPDATED", "NOTE", "INFO", "WARN", "WARNING", "ERROR", "DEBUG", "SOLVED", "SPOILER", "NEW"),
@@ -85,9 +87,9 @@ _CLOSING = (
 )
 _SIGNATURE = re.compile(
     rf"(?:{_BEGINNING}{_CLOSING}[ ,.!\u2013-]{{0,3}}\s{{0,5}}(?:from |the |your )?(?:{_NAME}|{_SMALL})?"
-    rf"|{_BEGINNING}(?i:(?:all the )?best|cheers|yours|warmly),\s{{1,5}}(?:the )?{_NAME}"
+    rf"|{_BEGINNING}(?i:(?:all the )?best|cheers|yours|warmly|br|kr|rgds|mfg|lg|vg),\s{{1,5}}(?:the )?{_NAME}"
     rf"|{_BEGINNING}(?i:(?:many )?thanks|thank you)(?i: so much| again)?[,.!]?\s{{0,3}}\n\s{{0,3}}{_NAME}"
-    rf"|\n\s{{0,3}}(?:--|[\u2013\u2014])\s{{0,3}}{_NAME}"
+    rf"|(?:\n\s{{0,3}}|[.!?]\s{{1,3}})(?:--|[\u2013\u2014])\s{{0,3}}{_NAME}"
     r"|\n\s{0,3}(?i:the|your) [^\n]{2,40} (?i:team))\W{0,5}\Z"
 )
 _LONGEST_SIGNATURE = 250  # characters, the closing formula included
@@ -99,7 +101,7 @@ def placeholders(text: str) -> Iterator[Span]:
     """Yield where placeholders stand that nobody has filled in."""
     for found in _PLACEHOLDER.finditer(text) if _MAY_BE_PLACEHOLDER.search(text) else ():
         kind, inner = str(found.lastgroup), str(found[str(found.lastgroup)])
-        if kind in ("double", "crosses"):
+        if kind in ("double", "certain"):
             yield found.span()
         elif kind == "square" and _CAPITALS.fullmatch(inner):
             if inner not in _NO_PLACEHOLDERS:
