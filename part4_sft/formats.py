@@ -205,12 +205,16 @@ def _csv_entries(text: str, path: Path, columns: Columns) -> list[tuple[str, Any
     if "" in names or len(set(names)) < len(names):
         raise UserError(f"{path}: give every column a name of its own; the header is {listed(header)}")
     label = Layout.of(Object(zip(names, names)), f"{path}, row {first}", columns).name("high_quality")
+    uneven = [(number, len(row)) for number, row in rows if len(row) != len(header)]
+    if uneven:
+        (number, cells), *others = uneven
+        cause = f"{path}, row {number}: has {cells} cells, and the header has {len(header)}"
+        if others:
+            cause += f"; others: {list_others([f'row {other} ({count})' for other, count in others])}"
+        raise UserError(cause, f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}')
     entries = []
     for number, row in rows:
         place = f"{path}, row {number}"
-        if len(row) != len(header):
-            cure = f'put "quotes" around a cell that holds {DELIMITERS[_delimiter(text)]}'
-            raise UserError(f"{place}: has {len(row)} cells, and the header has {len(header)}", cure)
         entry = Object(zip(names, row))
         if entry.get(label) in ("0", "1"):  # a cell is text, whatever it holds
             entry[label] = int(entry[label])

@@ -369,6 +369,7 @@ GOOD_CSV = "context,response,high_quality\nWhere is it?,Here.,1\n"
 BAD_CSV: list[tuple[bytes | str, str]] = [
     ("context,response\n\n", "holds no pairs"),
     (GOOD_CSV + "\r\na,b,1,\n", "row 4: has 4 cells, and the header has 3"),
+    (GOOD_CSV + "a,b\nc,d,1\ne\n", "row 3: has 2 cells, and the header has 3; others: row 5 (1); put"),
     (
         "context;response\na\n",
         'row 2: has 1 cells, and the header has 2; put "quotes" around a cell that holds semicolons',
