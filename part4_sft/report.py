@@ -127,10 +127,12 @@ def _introduction(evaluation: dict[str, Any]) -> str:
     )
     if not answered:
         tested = "Neither it nor the model it started from wrote any reply (`--evaluate none`)."
+    source = f"pairs of `{config['data']}`" if config["data"] else "synthetic retail pairs"
     return (
-        f"A model with {evaluation['environment']['parameters']:,} parameters was fine-tuned for {config['epochs']} "
-        f"epoch{'s' * (config['epochs'] > 1)} on {data['trained_on']} of {data['sft_dataset']:,} pairs: Adam, "
-        f"{recipe}, batch size {config['batch_size']}, loss over {learnt}, seed {config['seed']}. {tested}"
+        f"`{config['model']}`, a model with {evaluation['environment']['parameters']:,} parameters, was fine-tuned for "
+        f"{config['epochs']} epoch{'s' * (config['epochs'] > 1)} on {data['trained_on']} of {data['sft_dataset']:,} "
+        f"{source}: Adam, {recipe}, batch size {config['batch_size']}, loss over {learnt}, seed {config['seed']}. "
+        + tested
     )
 
 

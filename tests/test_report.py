@@ -27,6 +27,7 @@ SCORES = {
 
 
 RECIPE = {"schedule": "constant", "warmup_steps": 0, "max_grad_norm": 0.0, "keep": "last", "chat_template": "none"}
+SOURCES = {"model": "checkpoints/pretrained.pt", "data": None}
 POINT = ("threshold", "coverage", "rated_4_or_more")
 CURVE = [(0.0, 1.0, 0.7), (0.5, 0.9, 0.8)]
 PUSHES = ("pushed_1_token", "pushed_4_tokens", "pushed_sentence", "first_tokens_forbidden")
@@ -45,7 +46,15 @@ def evaluation() -> dict[str, Any]:
     worst = {"context": "Hi.", "text": "No.", "rating": 1.0, "faults": ["no item", "no resolution"]}
     errors = {"account": {"replies": 30, "rated_below_4": 0.01}, "payment": {"replies": 20, "rated_below_4": 0.05}}
     return {
-        "config": {"epochs": 5, "learning_rate": 5e-5, "batch_size": 8, "seed": 0, "temperature": 0.7, **RECIPE}
+        "config": {
+            "epochs": 5,
+            "learning_rate": 5e-5,
+            "batch_size": 8,
+            "seed": 0,
+            "temperature": 0.7,
+            **RECIPE,
+            **SOURCES,
+        }
         | {"hand_over": None},
         "environment": {"parameters": 1234567},
         "dataset": {"sft_dataset": 5000, "sft_test": 200, "trained_on": 500},
