@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_a_signal_waits_for_the_next_save_and_a_second_one_does_not(
     assert interrupt.type is error
     assert training.restore(TrainingState(path, resume=True)) == {"step": 7}
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_a_thread_that_gets_no_signals_saves_as_any_other(tmp_path: Path) -> None:
+    def train() -> None:
+        with TrainingState(tmp_path / "state.pt") as state, state.signals_wait():
+            Training().save(state, step=7)
+            raise RuntimeError
+
+    with ThreadPoolExecutor() as threads, pytest.raises(RuntimeError):
+        threads.submit(train).result()
+    assert Training().restore(TrainingState(tmp_path / "state.pt", resume=True)) == {"step": 7}
 
 
 def test_another_run_is_refused_by_what_has_changed(path: Path) -> None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import torch
 from torch import nn
@@ -113,7 +114,7 @@ class TrainingState(AbstractContextManager["TrainingState"]):
 
         Where `look_for_signal` has ended the block, `save` is called, and has to call that of this object.
         """
-        if self.store is None:
+        if self.store is None or current_thread() is not main_thread():  # which alone gets signals
             yield
             return
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
