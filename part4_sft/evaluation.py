@@ -56,13 +56,31 @@ def generate_replies(
     progress: Callable[[int], object] = lambda count: None,
     beginnings: Sequence[list[int]] | None = None,
 ) -> Replies:
-    """Let a model reply to the contexts of the pairs; a context that is too long loses its beginning.
+    """Let a model reply once to each context, as `generate_samples` does.
 
-    Each rank writes a shard of the replies, and then gets all.
+    Args:
+        beginnings: ids that the replies begin with; by default the model writes its own.
+    """
+    (replies,) = generate_samples(model, encoder, pairs, sampling, [seed], progress, beginnings)
+    return replies
+
+
+def generate_samples(
+    model: Transformer,
+    encoder: PairEncoder,
+    pairs: list[Pair],
+    sampling: Sampling,
+    seeds: Sequence[int | str],
+    progress: Callable[[int], object] = lambda count: None,
+    beginnings: Sequence[list[int]] | None = None,
+) -> list[Replies]:
+    """Let a model reply to the contexts of the pairs once for each seed, and return the replies by seed.
+
+    A context that is too long loses its beginning. Each rank writes a shard of the replies, and then gets all.
 
     Args:
         progress: that of `generate`.
-        beginnings: ids that the replies begin with; by default the model writes its own.
+        beginnings: those of `generate_replies`.
     """
     model.eval()
     room = longest_prompt(model, sampling)
@@ -71,9 +89,14 @@ def generate_replies(
         encoder.encode_prompt(pair.context, room - len(ids), pair.turns) + ids
         for pair, ids in distributed.shard([*zip(pairs, begun)])
     ]
-    generated = distributed.all_gather(generate(model, prompts, sampling, seed=seed, progress=progress))
-    texts = encoder.decode([ids + reply.ids for ids, reply in zip(begun, generated)])
-    return Replies(texts, [reply.stopped for reply in generated])
+    of_samples = [seed for seed in seeds for _ in prompts]
+    generated = generate(model, prompts * len(seeds), sampling, seeds=of_samples, progress=progress)
+    samples = []
+    for start in range(0, len(generated), len(prompts)):
+        replies = distributed.all_gather(generated[start : start + len(prompts)])
+        texts = encoder.decode([ids + reply.ids for ids, reply in zip(begun, replies)])
+        samples.append(Replies(texts, [reply.stopped for reply in replies]))
+    return samples
 
 
 def validate(
@@ -168,10 +191,8 @@ def evaluate_sft_vs_pretrained(
                 bar.update(written)
                 progress(written)
 
-            authors[author] = [
-                generate_replies(model, encoder, pairs, sampling, f"{seed}/{sample}", count)
-                for sample in range(samples)
-            ]
+            seeds = [f"{seed}/{sample}" for sample in range(samples)]
+            authors[author] = generate_samples(model, encoder, pairs, sampling, seeds, count)
     if scenarios:
         authors["ceiling"] = [second_ideal_replies(scenarios, seed)]
         authors["likeliest_ideal"] = [likeliest_ideal_replies(scenarios)]
@@ -308,10 +329,8 @@ def measure_hand_over(
     Returns:
         `threshold` of the confidence; `curve`, with what each threshold would mean for the test.
     """
-    drawn = [
-        generate_replies(model, encoder, validation, Sampling.of(config), f"hand over/{config.seed}/{sample}").texts
-        for sample in range(1 + hand_over.OTHERS)
-    ]
+    seeds = [f"hand over/{config.seed}/{sample}" for sample in range(1 + hand_over.OTHERS)]
+    drawn = [replies.texts for replies in generate_samples(model, encoder, validation, Sampling.of(config), seeds)]
     sure, is_good = list[float](), list[bool]()
     for scenario, samples in zip(recognise_all(validation) or [], zip(*drawn)):
         sure += hand_over.confidences(list(samples))

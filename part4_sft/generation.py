@@ -68,13 +68,13 @@ def generate(
     seeds = seeds or [seed] * len(prompts)
     if batch_size is None:
         batch_size = fitting_batch_size(model, max(map(len, prompts), default=0) + sampling.max_new_tokens)
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in each batch
+    # Little padding in each batch, and samples of a prompt side by side.
+    by_length = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), prompts[index]))
     replies: dict[int, Generated] = {}
     for start in range(0, len(prompts), batch_size):
         batch = by_length[start : start + batch_size]
         continuations: list[list[int]] = [[] for _ in batch]
-        of_batch = [(seeds[index], prompts[index]) for index in batch]
-        for step in _decode(model, of_batch, sampling):
+        for step in _decode(model, [(seeds[index], prompts[index]) for index in batch], sampling):
             for row, token in step:
                 continuations[row].append(token)
         for index, ids in zip(batch, continuations):
@@ -122,31 +122,34 @@ def _decode(
     model: Transformer, seeds_and_prompts: list[tuple[int | str, list[int]]], sampling: Sampling
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield at each step (index, next token) of every prompt that still goes on; an <EOS> is its last token."""
-    prompts = [prompt for _, prompt in seeds_and_prompts]
     weight = model.embed_tokens.weight
+    prompts = list(dict.fromkeys(tuple(prompt) for _, prompt in seeds_and_prompts))  # read once for all samples
     longest = max(map(len, prompts))
-    capacity = longest + sampling.max_new_tokens
-    caches = model.new_caches(len(prompts), capacity)
 
     # Prompts end in the same column, so that all rows write their next token into the same place of the cache.
-    tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=weight.device)
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=weight.device)
     padding = torch.tensor([[longest - len(prompt)] for prompt in prompts], device=weight.device)  # (rows, 1)
-    columns = torch.arange(capacity, device=weight.device)
+    columns = torch.arange(longest + sampling.max_new_tokens, device=weight.device)
     # 0, or minus infinity for padding, to be added to the scores; each layer would convert a boolean mask.
-    padding_mask = weight.new_zeros(len(prompts), 1, 1, capacity)
-    padding_mask.masked_fill_(columns < padding[:, None, None], -torch.inf)
-    mask = weight.new_full((longest, longest), -torch.inf).triu(1) + padding_mask[..., :longest]  # the prompts' own
+    padding_mask = torch.where(columns < padding[:, None, None], -torch.inf, 0.0).to(weight.dtype)
+    mask = weight.new_full((longest, longest), -torch.inf).triu(1) + padding_mask[..., :longest]
     mask.diagonal(dim1=-2, dim2=-1).zero_()  # else padding would look at nothing, and nothing has no softmax
+    positions, prompt_caches = (columns[:longest] - padding).clamp(min=0), model.new_caches(len(prompts), longest)
+    hidden = model(tokens, positions, mask, prompt_caches, output_positions=columns[longest - 1 : longest])[:, 0]
+
+    place = {prompt: row for row, prompt in enumerate(prompts)}  # from here on, a row is a sample
+    rows = torch.tensor([place[tuple(prompt)] for _, prompt in seeds_and_prompts], device=weight.device)
+    hidden, padding, padding_mask = hidden[rows], padding[rows], padding_mask[rows]
+    caches = model.new_caches(len(rows), len(columns))
+    for cache, read in zip(caches, prompt_caches):
+        cache.append(read.keys[rows], read.values[rows])
     # (rows, max_new_tokens), uniform: the random numbers that each prompt draws its tokens with.
     generators = [torch.Generator().manual_seed(crc32(repr(both).encode())) for both in seeds_and_prompts]
-    size, dtype = sampling.max_new_tokens, torch.float64
-    noise = torch.stack([torch.rand(size, dtype=dtype, generator=own) for own in generators]).to(weight.device)
+    shape, dtype = sampling.max_new_tokens, torch.float64
+    noise = torch.stack([torch.rand(shape, generator=own, dtype=dtype) for own in generators]).to(weight.device)
 
-    indices = list(range(len(prompts)))  # of the prompts that the rows belong to
+    indices = list(range(len(rows)))  # of the samples that the rows belong to
     for step in range(sampling.max_new_tokens):
-        start, time = caches[0].length, tokens.shape[1]  # the whole prompt at first, then one token
-        positions = (columns[start : start + time] - padding).clamp(min=0)  # (rows, time)
-        hidden = model(tokens, positions, mask, caches, output_positions=columns[time - 1 : time])[:, 0]
         next_tokens = sample(model.lm_head(hidden), noise[:, step], sampling, model.config.pad_id)  # (rows,)
         next_ids = next_tokens.tolist()
         yield list(zip(indices, next_ids))
@@ -156,18 +159,17 @@ def _decode(
             if next_ids[row] in model.config.eos_ids:
                 running[row] = running[-1]  # the last row takes its place, and all others stay where they are
                 running.pop()
-        if not running:
+        if not running or step == sampling.max_new_tokens - 1:
             return
         if len(running) < len(indices):
-            indices = [indices[row] for row in running]
-            kept = torch.tensor(running)
+            indices, kept = [indices[row] for row in running], torch.tensor(running)
             for cache in caches:
                 cache.keep_rows(kept)
             rows = kept.to(weight.device, non_blocking=True)
             next_tokens, noise = next_tokens[rows], noise[rows]
             padding, padding_mask = padding[rows], padding_mask[rows]
-        tokens = next_tokens[:, None]
-        mask = padding_mask[..., : start + time + 1]
+        column = longest + step  # of these tokens
+        hidden = model(next_tokens[:, None], column - padding, padding_mask[..., : column + 1], caches)[:, 0]
 
 
 def sample(logits: Tensor, noise: Tensor, sampling: Sampling, pad_id: int | None) -> Tensor:
