@@ -26,6 +26,7 @@ from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, deciding_options, flag
 from part3_pretrain.runtime.device import choose_device
+from part3_pretrain.runtime.expected_time import TrainingTime
 from part3_pretrain.runtime.files import atomic_write, cannot_read, check_kept, check_not_folder
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
@@ -174,6 +175,7 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
     uses_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and on_cpu and multiplies_bfloat16())
     warmup_steps = min(config.warmup_steps, math.ceil(len(batches) / 10))
     bar = tqdm(total=len(batches), initial=steps_done, desc="pretraining", unit="step", disable=None)
+    clock = TrainingTime("pretraining", len(batches))
     with bar, state.signals_wait(), bfloat16_products(model) if uses_bfloat16 else nullcontext():
         for step, (inputs, targets, is_text) in enumerate(batches[steps_done:], start=steps_done + 1):
             for group in optimizer.param_groups:
@@ -189,6 +191,7 @@ def train(model: Transformer, batches: list[Batch], config: PretrainConfig, stat
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
+            clock.step(step, None)
             if step % max(1, len(batches) // 10) == 0:
                 log(f"pretraining: step {step:,} of {len(batches):,}, loss {recent_mean(losses):.3f}")
             if state.is_due():

@@ -23,13 +23,13 @@ from part3_pretrain.retail import rubric, world
 from part3_pretrain.retail.world import Scenario
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError
+from part3_pretrain.runtime.expected_time import RepliesTime
 from part3_pretrain.runtime.log import log
 from part4_sft import hand_over
 from part4_sft.baselines import most_common_replies, nearest_replies
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, make_message_sets, trainable
 from part4_sft.encoding import Example, PairEncoder
-from part4_sft.extras.expected_time import RepliesTime
 from part4_sft.extras.extent import SAMPLES, perplexities
 from part4_sft.extras.fact_check import FactChecker, describe_facts
 from part4_sft.generation import Sampling, generate, longest_prompt

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.expected_time import TrainingTime
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft import report
 from part4_sft.config import BEST_FILE, SFTConfig
 from part4_sft.encoding import Example
 from part4_sft.extras.best_epoch import BestEpoch, find_best
-from part4_sft.extras.expected_time import TrainingTime
 from part4_sft.extras.lora import add_lora, learnt_matrices, merge_lora
 from part4_sft.extras.tensorboard import TensorBoard
 from part4_sft.training import History, Step, Validate, train
@@ -37,7 +37,8 @@ def train_as_configured(
     model: Transformer, examples: Sequence[Example], config: SFTConfig, validate: Validate, state: TrainingState
 ) -> Trained:
     """Train the model in place; `validate` and `state` are those of `train`."""
-    watchers: list[Any] = [TrainingTime(config.epochs * math.ceil(len(examples) / config.batch_size), config.epochs)]
+    steps = config.epochs * math.ceil(len(examples) / config.batch_size)
+    watchers: list[Any] = [TrainingTime("fine-tuning", steps, config.epochs)]
     if config.tensorboard and distributed.rank() == 0:
         watchers.append(TensorBoard(config.tensorboard))
     lora = add_lora(model, config.lora_rank) if config.lora_rank else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from part4_sft.extras import expected_time
-from part4_sft.extras.expected_time import RepliesTime, TrainingTime
+from part3_pretrain.runtime import expected_time
+from part3_pretrain.runtime.expected_time import RepliesTime, TrainingTime
 
 
 class Clock:
@@ -30,7 +30,7 @@ def test_a_training_is_told_from_its_first_steps_and_the_last_validation(
     done: int, expected: str, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """5 epochs of 200 steps of 1 second and validations of 100 seconds; resumed, none is known."""
-    training = TrainingTime(steps=1000, epochs=5)
+    training = TrainingTime("fine-tuning", steps=1000, epochs=5)
     told = []
     for number in range(done + 1, 1001):
         if number % 200 == 1:
@@ -40,20 +40,20 @@ def test_a_training_is_told_from_its_first_steps_and_the_last_validation(
         training.step(number, None)
         told.append(capsys.readouterr().out)
     assert [text for text in told if text] == [f"fine-tuning: {expected}\n"]
-    assert told.index(f"fine-tuning: {expected}\n") == 10  # ten seconds behind the first step
+    assert told.index(f"fine-tuning: {expected}\n") == 5  # five seconds behind the first step
 
 
 def test_replies_are_told_of_from_the_first_batches(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    replies, told = RepliesTime(640), []
+    replies, told = RepliesTime(1280), []
     for _ in range(20):
-        clock.now += 6
+        clock.now += 3
         replies.count(32)
         told.append(capsys.readouterr().out)
     assert told == ["", "evaluation: about 2 minutes\n", *[""] * 18]
 
 
 def test_nothing_is_told_of_what_is_short(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    training, replies = TrainingTime(steps=80, epochs=1), RepliesTime(80)
+    training, replies = TrainingTime("fine-tuning", steps=80, epochs=1), RepliesTime(80)
     for number in range(1, 81):
         clock.now += 1
         training.step(number, None)

@@ -8,18 +8,19 @@ from typing import Any
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.log import log
 
-MEASURED = 10.0  # seconds of steps or replies that tell of the rest
+MEASURED = 5.0  # seconds of steps or replies that tell of the rest
 
 
 class TrainingTime:
     """Tells how long a training will take, from its first steps in this process and the validation before them.
 
     Args:
-        steps, epochs: of the whole training.
+        stage: what the training is called.
+        steps, epochs: of the whole training; after each epoch comes a validation.
     """
 
-    def __init__(self, steps: int, epochs: int) -> None:
-        self.steps, self.epochs = steps, epochs
+    def __init__(self, stage: str, steps: int, epochs: int = 0) -> None:
+        self.stage, self.steps, self.epochs = stage, steps, epochs
         self.last = time.perf_counter()
         self.validation = self.in_steps = 0.0  # seconds: of the last validation, of all steps that are measured
         self.first = 0  # number of the step that they follow: itself, it may compile or reserve memory
@@ -41,7 +42,7 @@ class TrainingTime:
             return
         self.told = True
         steps = (self.steps - number) * self.in_steps / (number - self.first)
-        _tell("fine-tuning", steps + (self.epochs - self.epochs_done) * self.validation)
+        _tell(self.stage, steps + (self.epochs - self.epochs_done) * self.validation)
 
 
 class RepliesTime:
