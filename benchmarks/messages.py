@@ -19,7 +19,7 @@ from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
 from part4_sft import hand_over
 from part4_sft.baselines import nearest_replies
 from part4_sft.dataset import HIGH_QUALITY_PAIRS, Pair, make_datasets
-from part4_sft.evaluation import generate_replies
+from part4_sft.evaluation import generate_samples
 from part4_sft.generation import Sampling
 from part4_sft.report import markdown_table
 from part4_sft.terminal.conversation import load_models
@@ -57,17 +57,10 @@ def main() -> None:
         threshold = arguments.hand_over
     texts = [message for group in messages.values() for message in group]
     model, encoder = models["sft"]
-    drafts: Replies = {text: [] for text in texts}
-    for sample in range(arguments.samples):
-        replies = generate_replies(
-            model,
-            encoder,
-            [Pair(text, "") for text in texts],
-            Sampling(arguments.temperature),
-            f"{arguments.seed}/{sample}",
-        )
-        for text, reply in zip(texts, replies.texts):
-            drafts[text].append(reply)
+    seeds = [f"{arguments.seed}/{sample}" for sample in range(arguments.samples)]
+    pairs = [Pair(text, "") for text in texts]
+    samples = generate_samples(model, encoder, pairs, Sampling(arguments.temperature), seeds)
+    drafts = {text: list(own) for text, own in zip(texts, zip(*(replies.texts for replies in samples)))}
     authors: dict[str, Replies] = {
         f"the model, sure from {threshold:.2f} on": {text: keep_sure(drafts[text], threshold) for text in texts},
         "the model, nothing handed over by threshold": drafts,
