@@ -113,8 +113,7 @@ def load_start(config: SFTConfig) -> Checkpoint:
     """Return what the training starts from, in the number format of its weights."""
     if os.path.exists(config.model) and config.model.suffix != ".pt":  # a folder or a GGUF file, mostly large
         log(f"reading {config.model} ...")
-    # FSDP2 keeps float32 weights, and casts to --dtype what it gathers.
-    return load_checkpoint(config.model, torch.float32 if config.shard else weights_dtype(config.dtype))
+    return load_checkpoint(config.model, stored_dtype(config))
 
 
 def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Transformer:
@@ -123,13 +122,17 @@ def load_pretrained(config: SFTConfig, model: Transformer, digest: str) -> Trans
     It is read now that gradients and moments have gone, rather than kept in memory beside them. Raises UserError where
     it is not what the digest is of.
     """
-    dtype = weights_dtype(config.dtype)
-    pretrained = load_checkpoint(config.model, torch.float32 if config.shard else dtype).model
+    pretrained = load_checkpoint(config.model, stored_dtype(config)).model
     if digest_of_weights(pretrained) != digest:
         cure = "put back what it was; the same command with --resume goes on"
         raise UserError(f"{config.model} has been changed since the training began", cure)
     pretrained.config = model.config  # whose chat template may have another token end a reply
-    return pretrained.to(model.embed_tokens.weight.device, dtype)
+    return pretrained.to(model.embed_tokens.weight.device, weights_dtype(config.dtype))
+
+
+def stored_dtype(config: SFTConfig) -> torch.dtype:
+    """Return the number format of the weights between steps; FSDP2 keeps float32, and casts what it gathers."""
+    return torch.float32 if config.shard else weights_dtype(config.dtype)
 
 
 def whole(model: Transformer) -> Transformer:

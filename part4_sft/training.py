@@ -27,6 +27,7 @@ from part3_pretrain.runtime.device import free_memory, weights_dtype
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
 from part4_sft.config import SFTConfig
+from part4_sft.dataset import list_others
 from part4_sft.encoding import Example
 from part4_sft.extras.bfloat16_adam import BFloat16Adam
 from part4_sft.extras.schedule import set_learning_rate
@@ -250,7 +251,7 @@ def choose_step(model: Transformer, config: SFTConfig) -> Callable[..., Step]:
 def diverged(step: int, error: FloatingPointError, places: Sequence[str]) -> UserError:
     """Return what to tell of a step whose loss or gradient is not finite, with the places of its pairs."""
     first, *others = places
-    shown = ", ".join([first, *(place.rpartition(", ")[2] for place in others)])
+    shown = ", ".join([first, list_others(others)] if others else [first])
     cause = f"the loss of step {step} is {error} (trained on {shown})"
     return UserError(cause, "look at them, or lower --learning-rate")
 
