@@ -2,8 +2,8 @@
 
     python -m benchmarks.real_model prepare outputs/real
     python -m part3_pretrain.pretrain --model MODEL --corpus outputs/real/pages.txt --checkpoint checkpoints/pages.pt
-    python -m part4_sft.sft --model checkpoints/pages.pt --batch-size 8
-    python -m benchmarks.real_model measure MODEL checkpoints/pages.pt checkpoints/sft_model.pt
+    python -m part4_sft.sft --model checkpoints/pages.pt --batch-size 4 --checkpoint-dir checkpoints/real --out-dir ...
+    python -m benchmarks.real_model measure MODEL checkpoints/pages.pt checkpoints/real/sft_model.pt
 
 The pages are policies, messages with the line that the help desk files them under, and the help desk's list of what
 customers say and under which name it goes: nobody replies in them.
