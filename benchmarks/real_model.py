@@ -48,42 +48,44 @@ def main() -> None:
     measure_options.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     measure_options.add_argument("--contexts", type=int, default=CONTEXTS, help="of each set (default: %(default)s)")
     measure_options.add_argument("--texts", type=Path, help="pairs of another kind: how likely they have become")
+    for command in (prepare_options, measure_options):
+        command.add_argument("--seed", type=int, default=0, help="of pages and contexts (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
-        prepare(arguments.folder, arguments.documents)
+        prepare(arguments.folder, arguments.documents, arguments.seed)
         return
     rows = []
     for path in arguments.models:
-        scores, perplexity = measure(path, arguments.contexts, arguments.texts)
+        scores, perplexity = measure(path, arguments.contexts, arguments.texts, arguments.seed)
         row = [str(path), *(f"{scores['test'][name]:.3f}" for name in MEASURES)]
         row += [f"{scores[name]['rated_4_or_more']:.1%}" for name in SETS[1:]]
         rows.append([*row, f"{scores['test']['stops_by_itself']:.1%}", f"{perplexity:.2f}" if perplexity else ""])
     print(markdown_table(["model", *MEASURES, *SETS[1:], "stops", "perplexity of other texts"], rows))
 
 
-def prepare(folder: Path, documents: int) -> None:
+def prepare(folder: Path, documents: int, seed: int) -> None:
     """Write the pages, and the 500 pairs with their responses dealt to other contexts."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = Random(0)
+    rng = Random(seed)
     pages = [corpus.draw_document(rng, PAGES) for _ in range(documents)]
     (folder / "pages.txt").write_text(f"\n{DOCUMENT_END}\n".join(pages), encoding="utf-8")
-    pairs = trainable(make_datasets(0)["sft_dataset"], "high")
-    save_pairs(folder / "shuffled.json", with_shuffled_responses(pairs, 0))
+    pairs = trainable(make_datasets(seed)["sft_dataset"], "high")
+    save_pairs(folder / "shuffled.json", with_shuffled_responses(pairs, seed))
     print(f"written: {folder / 'pages.txt'} ({documents:,} documents), {folder / 'shuffled.json'}")
 
 
-def measure(path: Path, contexts: int, texts: Path | None) -> tuple[dict[str, Scores], float]:
+def measure(path: Path, contexts: int, texts: Path | None, seed: int) -> tuple[dict[str, Scores], float]:
     """Return the scores of one reply to each context, by set, and the perplexity of other people's responses."""
     checkpoint, config = load_checkpoint(path), SFTConfig()
     settings = checkpoint.made_by.get("settings", {})
     template = choose_template(checkpoint, settings.get("chat_template"), settings.get("prompt_template"))
     encoder = make_encoder(checkpoint, template, config.max_length, config.max_new_tokens)
-    data = make_datasets(0)
+    data = make_datasets(seed)
     pairs = spread(data["sft_test"], contexts)
     scenarios = recognise_all(pairs) or []
     unseen = spread(data["sft_test_unseen_wording"], contexts)
     sets = {"test": (pairs, scenarios), "unseen wording": (unseen, recognise_all(unseen) or [])}
-    sets |= perturbed_sets(pairs, scenarios, 0)
+    sets |= perturbed_sets(pairs, scenarios, seed)
     others, _, _ = encoder.encode_what_fits(spread(load_pairs(texts), OTHER_TEXTS) if texts else [])
     perplexity = math.exp(mean_loss(checkpoint.model, others, batch_size=5)) if others else 0.0
     scores = {}
