@@ -92,8 +92,8 @@ def generate_samples(
     of_samples = [seed for seed in seeds for _ in prompts]
     generated = generate(model, prompts * len(seeds), sampling, seeds=of_samples, progress=progress)
     samples = []
-    for start in range(0, len(generated), len(prompts)):
-        replies = distributed.all_gather(generated[start : start + len(prompts)])
+    for number in range(len(seeds)):  # a shard may be empty, but all ranks gather equally often
+        replies = distributed.all_gather(generated[number * len(prompts) : (number + 1) * len(prompts)])
         texts = encoder.decode([ids + reply.ids for ids, reply in zip(begun, replies)])
         samples.append(Replies(texts, [reply.stopped for reply in replies]))
     return samples

@@ -31,6 +31,7 @@ from part4_sft.evaluation import (
     evaluate,
     evaluate_sft_vs_pretrained,
     generate_replies,
+    generate_samples,
     likeliest_ideal_replies,
     paired_bootstrap,
     perturbed_sets,
@@ -47,6 +48,13 @@ from part4_sft.metrics import compute_instruction_following_metrics, recognise_a
 def test_a_context_longer_than_the_model_can_read_gets_a_reply(tiny_model: Transformer, encoder: PairEncoder) -> None:
     long = Pair("My walnut desk arrived broken. " * 200, "Sorry.")
     assert len(generate_replies(tiny_model, encoder, [long], Sampling(max_new_tokens=3), seed=0).texts) == 1
+
+
+def test_a_rank_without_contexts_has_as_many_samples_as_the_others(
+    tiny_model: Transformer, encoder: PairEncoder
+) -> None:
+    samples = generate_samples(tiny_model, encoder, [], Sampling(max_new_tokens=3), [0, 1])
+    assert [(replies.texts, replies.stopped) for replies in samples] == [([], [])] * 2
 
 
 def naive_loss(model: Transformer, encoder: PairEncoder, pairs: list[Pair]) -> float:
