@@ -27,14 +27,14 @@ def confidence(reply: str, others: list[str]) -> float:
 def confidences(samples: list[str]) -> list[float]:
     """Return the confidence in each of the samples of one message, by the eight behind it; the first follow the last.
 
-    Where there are fewer than nine, by all others.
+    Where there are fewer than nine, by all others; of a single one nothing is known, so 0.
     """
     said = [claims(sample) for sample in samples]
     count = min(OTHERS, len(said) - 1)
     shares = []
     for place, own in enumerate(said):
         others = (said[place:] + said[:place])[1 : count + 1]
-        shares.append(others.count(own) / count if own else 0.0)
+        shares.append(others.count(own) / count if own and count else 0.0)
     return shares
 
 

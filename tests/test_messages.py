@@ -158,6 +158,7 @@ def test_confidence_is_the_share_of_other_replies_that_claim_the_same() -> None:
         number / 8 for number in (*range(7, -1, -1), *range(7, -1, -1))
     ]
     assert hand_over.confidences(["Well.", "Hm."]) == [0.0, 0.0] and hand_over.confidence("Well.", ["Hm."]) == 0.0
+    assert hand_over.confidences(same[:1]) == [0.0]
 
 
 def test_the_threshold_hands_over_at_most_1_in_100_good_replies_and_the_curve_tells_what_it_means() -> None:
