@@ -24,10 +24,13 @@ _PLACEHOLDER = re.compile(
     r"|(?<!\w)<(?P<angle>[^\W\d][\w '.-]{1,60})>"
     r"|(?<!\w)%(?P<percent>[^\W\d]\w{1,40})%(?!\w)"
     r"|(?<![\w$])\$(?P<dollar>[^\W\d]\w{2,40})(?!\w)"
-    r"|(?P<certain>(?<![^\W\d_])(?:X{3,}|x{4,}|TB[ACD])(?![^\W\d_])|(?<![\w%])%[ds](?!\w)"
-    r"|(?<!\w)__[A-Z][A-Z_]{1,40}__(?!\w))"
+    r"|(?P<certain>(?<![^\W\d_])(?:X{3,}|x{4,}|TB[ACD]|TODO|[Ll]orem ipsum)(?![^\W\d_])"
+    r"|(?<![\w%])%(?:\(\w{1,40}\))?[ds](?!\w)|(?<!\w)__[A-Z][A-Z_]{1,40}__(?!\w)|(?<=[^\W_][ ,:])_{3,}(?!\w)"
+    r"|(?<!\w)#[A-Z][A-Z_]{2,40}#|<<[^\W\d][\w ]{1,40}>>|(?<![\w{])\{\d\}(?![\w}]))"
 )
-_MAY_BE_PLACEHOLDER = re.compile(r"[{\[<%$]|X{3}|x{4}|TB[ACD]|__")  # far faster where there is none, as in most texts
+_MAY_BE_PLACEHOLDER = re.compile(
+    r"[{\[<%$#]|X{3}|x{4}|TB[ACD]|TODO|orem ipsum|__"
+)  # far faster where there is none, as in most texts
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9_ -]{2,}")
 _NO_PLACEHOLDERS = {  # in square brackets and capitals
     *("EDIT", "UPDATE", "UPDATED", "NOTE", "INFO", "WARN", "WARNING", "ERROR", "DEBUG", "SOLVED", "SPOILER", "NEW"),
@@ -52,12 +55,18 @@ _NO_PLACEHOLDERS = {  # in square brackets and capitals
 _HTML = {"address", "time", "link", "title", "code", "data", "input", "label", "button", "summary", "details"}
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,5}(?!png|jpe?g|gif|svg|webp)[^\W\d_]{2,24}(?!\w)")
+_SPELT_EMAIL = re.compile(  # anna (at) example.com, anna [at] example [dot] com
+    r"(?<![\w.+-])[\w.+-]{1,64} ?[(\[]at[)\]] ?[\w-]{1,63}(?: ?(?:\.|[(\[]dot[)\]]) ?[\w-]{1,63}){1,5}", re.IGNORECASE
+)
 
 _MAY_BE_NUMBER = re.compile(r"\d[\d .\-/()\xa0]{6}")
 _INTERNATIONAL = re.compile(r"(?<![\w+])\+\d(?:[ .\-/()\xa0]{0,3}\d){7,14}(?![\w-])")
-_AMERICAN = re.compile(r"(?<![\w.+/-])(?:1[-. ])?(?:\(\d{3}\) ?\d{3}[-. ]\d{4}|\d{3}([-.])\d{3}\1\d{4})(?![\w-]|\.\d)")
+_AMERICAN = re.compile(
+    r"(?<![\w.+/-])(?:1[-. ])?(?:\(\d{3}\) ?\d{3}[-. ]\d{4}|\d{3}([-.])\d{3}\1\d{4}|(?<=1 )\d{3} \d{3} \d{4})"
+    r"(?![\w-]|\.\d)"
+)
 _WITH_ZERO = re.compile(
-    r"(?<![\w.,+/-])(?<!\d )(?!\d\d?[-/. ]\d\d?[-/. ]\d{2,4}\b|\d{5}-\d{4}\b)"  # no date, no American postcode
+    r"(?<![\w.,+/-])(?<!\d )(?!\d\d?[-/. ]\d\d?[-/. ]\d{2,4}\b(?! \d\d)|\d{5}-\d{4}\b)"  # no date, no American postcode
     r"\(?0\d{1,4}\)?[ /-]{1,3}\d{2,8}(?:[ -]\d{2,5}){0,4}(?![\w:/-])"
 )
 _CALLED = re.compile(
@@ -73,8 +82,10 @@ _OTHER_NUMBER = re.compile(  # that of an order, behind these words
     re.IGNORECASE,
 )
 
-_CARD = re.compile(r"(?<![\w.-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{4,5})(?![\w-])")
-_ISSUED = re.compile(r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7]|6\d)\d{14}|3[47]\d{13}|3[068]\d{12}")  # by anybody
+_CARD = re.compile(r"(?<![\w.-])(?:\d{4}([ .\xa0-]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ .\xa0-]?)\d{6}\2\d{4,5})(?![\w-])")
+_ISSUED = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|62\d{14,17}|(?:5[1-5]|2[2-7]|6\d)\d{14}|3[47]\d{13}|3[068]\d{12}"
+)  # by anybody
 
 _WORD = r"[^\W\d_a-z][\w.'\u2019&-]{0,30}"  # of a name: it begins with a capital letter
 _SMALL = "of|the|from|at|and|team|crew|staff|support|service|department|desk"  # words in names of teams
@@ -114,8 +125,9 @@ def placeholders(text: str) -> Iterator[Span]:
 
 def email_addresses(text: str) -> Iterator[Span]:
     """Yield where e-mail addresses stand."""
-    if "@" in text:
-        yield from (found.span() for found in _EMAIL.finditer(text))
+    for sign, pattern in (("@", _EMAIL), ("at)", _SPELT_EMAIL), ("at]", _SPELT_EMAIL)):
+        if sign in text:
+            yield from (found.span() for found in pattern.finditer(text))
 
 
 def phone_numbers(text: str) -> Iterator[Span]:
