@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
+from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
 from part4_sft import pictures, report
 from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
@@ -38,14 +40,16 @@ def check_outputs(config: SFTConfig) -> None:
 
 
 def check_inputs_kept(config: SFTConfig, data: Data) -> None:
-    """Raise UserError where a file that the user named would be written over, unless by the pairs that it holds."""
+    """Raise UserError where a file that the user named or rated would be written over, unless by what it holds."""
     given = given_files(config)
-    changed = [
-        path
-        for path, pairs in data_files(config, data).items()
-        if any(same_file(path, one) for one in given) and read(path, config.columns or ()).pairs != pairs
-    ]
-    check_kept(given, *changed, *(config.out_dir / name for name in RESULTS + RETAIL_RESULTS))
+    for path, pairs in data_files(config, data).items():
+        is_given = any(same_file(path, one) for one in given)
+        is_rated = any(path.parent.glob(f"{escape(path.name)}.*.jsonl"))  # the journals of `label`
+        if not (is_given or is_rated) or not path.exists() or read(path, config.columns or ()).pairs == pairs:
+            continue
+        check_kept(given, path)
+        raise UserError(f"{path} holds ratings, and would be written over", "choose another --out-dir")
+    check_kept(given, *(config.out_dir / name for name in RESULTS + RETAIL_RESULTS))
 
 
 def given_files(config: SFTConfig) -> list[Path]:

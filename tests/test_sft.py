@@ -282,6 +282,21 @@ def test_what_is_read_is_never_written_over(
     assert_refused(command("--model", model, *in_folder(tmp_path)), "sft_model.pt is read by this run")
 
 
+def test_a_file_that_somebody_has_rated_is_not_written_over_by_other_pairs(
+    command: Command, tiny_checkpoint: Path, made: dict[str, list[Pair]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    save_pairs(folder / "sft_dataset.json", made["sft_dataset"][:3])
+    (folder / "sft_dataset.json.anna.jsonl").touch()
+    before = (folder / "sft_dataset.json").read_bytes()
+    refused = command("--model", tiny_checkpoint, *in_folder(tmp_path))
+    assert_refused(refused, "sft_dataset.json holds ratings, and would be written over; choose another --out-dir")
+    assert (folder / "sft_dataset.json").read_bytes() == before
+    config = SFTConfig(data=folder / "sft_dataset.json", out_dir=folder)
+    outputs.check_inputs_kept(config, {"sft_dataset": made["sft_dataset"][:3]})  # the ratings as they are
+
+
 def test_pairs_of_which_none_is_held_out_may_be_where_they_would_be_written_and_stay_as_they_are(
     made: dict[str, list[Pair]], tmp_path: Path
 ) -> None:
