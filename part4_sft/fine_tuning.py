@@ -11,6 +11,7 @@ from torch import Tensor
 
 from part3_pretrain.model import Transformer
 from part3_pretrain.runtime import distributed
+from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.expected_time import TrainingTime
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState
@@ -38,6 +39,8 @@ def train_as_configured(
 ) -> Trained:
     """Train the model in place; `validate` and `state` are those of `train`."""
     steps = config.epochs * math.ceil(len(examples) / config.batch_size)
+    if config.warmup_steps >= steps:
+        raise UserError(f"--warmup-steps {config.warmup_steps} leave none of the {steps} steps", "choose fewer")
     watchers: list[Any] = [TrainingTime("fine-tuning", steps, config.epochs)]
     if config.tensorboard and distributed.rank() == 0:
         watchers.append(TensorBoard(config.tensorboard))

@@ -143,7 +143,9 @@ def _decode(data: bytes, offset: int, path: Path) -> str:
     try:
         text = data.decode("utf-8")  # not "utf-8-sig", which counts bytes after the mark
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {offset + error.start})", "save it as UTF-8") from error
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {offset + error.start})", "save it as UTF-8, a spreadsheet as CSV"
+        ) from error
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 

@@ -127,7 +127,7 @@ def _introduction(evaluation: dict[str, Any]) -> str:
     )
     if not answered:
         tested = "Neither it nor the model it started from wrote any reply (`--evaluate none`)."
-    source = f"pairs of `{config['data']}`" if config["data"] else "synthetic retail pairs"
+    source = f"pairs of `{Path(config['data']).name}`" if config["data"] else "synthetic retail pairs"
     return (
         f"`{config['model']}`, a model with {evaluation['environment']['parameters']:,} parameters, was fine-tuned for "
         f"{config['epochs']} epoch{'s' * (config['epochs'] > 1)} on {data['trained_on']} of {data['sft_dataset']:,} "
@@ -347,7 +347,7 @@ def _look_up(sft: dict[str, float], baselines: dict[str, dict[str, float]]) -> l
     ]
     result = f"Neither does as well as the fine-tuned model in any of {', '.join(names.values())}."
     if as_good:
-        result = f"**A look-up does as well as the fine-tuned model: {', '.join(as_good)}.**"
+        result = f"**A look-up does as well as the fine-tuned model, or better: {', '.join(as_good)}.**"
     text = "The reply to the training context with the most similar words (TF-IDF), and the most common training reply"
     return [f"{text}. {result}", score_table({"sft": sft, **baselines})]
 

@@ -139,7 +139,7 @@ def test_the_report_names_the_best_epoch_and_a_look_up_as_good_and_escapes_markd
         in report("Epoch by epoch")
     )
     evaluation["baselines"]["nearest_pair"] = SCORES["pretrained"] | {"bleu": 0.5678, "rouge_l": 0.5677}
-    warning = " **A look-up does as well as the fine-tuned model: nearest pair in BLEU.**\n"
+    warning = " **A look-up does as well as the fine-tuned model, or better: nearest pair in BLEU.**\n"
     assert warning in report("Could a look-up do it?")
     evaluation["examples"][0] |= {"pretrained": "", "sft": "<b>*now*</b>\n# [x](y) `z` | ~ _\\"}
     escaped = r"\<b\>\*now\*\</b\> / \# \[x\](y) \`z\` \| \~ \_\\"

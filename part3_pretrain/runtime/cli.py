@@ -153,7 +153,9 @@ def parse(
 ) -> Config:
     """Read the command line into the dataclass. Raises UserError where it cannot be used."""
     show_defaults = argparse.ArgumentDefaultsHelpFormatter
-    parser = OneLineParser(prog, description=description, epilog=f"example: {example}", formatter_class=show_defaults)
+    parser = OneLineParser(
+        prog=prog, description=description, epilog=f"example: {example}", formatter_class=show_defaults
+    )
     options = fields(config)  # type: ignore[arg-type]
     for one in options:
         if one.default is MISSING:  # which argparse tells of by itself
@@ -170,7 +172,10 @@ def parse(
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Tells of a mistake in one line, by a UserError instead of an exit."""
+    """Tells of a mistake in one line, by a UserError instead of an exit; --epoch is one, and no --epochs."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         for argument in sys.argv[1:] if args is None else args:
