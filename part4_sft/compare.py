@@ -12,7 +12,8 @@ from random import Random
 from statistics import NormalDist
 
 from part3_pretrain.runtime.cli import OneLineParser, UserError, exit_status
-from part4_sft.terminal.interview import Item, annotator, interview, journal_of, journals, login_name, replay
+from part4_sft.terminal.interview import Item, interview, replay
+from part4_sft.terminal.journals import annotator, journal_of, journals, login_name
 from part4_sft.terminal.screen import BOLD, GAP, side_by_side, styled, wrapped
 
 CHOICES = {"a": "A is better", "b": "B is better", "t": "a tie"}

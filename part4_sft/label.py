@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from part3_pretrain.runtime.cli import OneLineParser, exit_status
-from part4_sft.terminal.interview import annotator, login_name
+from part4_sft.terminal.journals import annotator, login_name
 
 
 def main() -> None:

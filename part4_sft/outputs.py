@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from part4_sft.evaluation import UNSEEN_SETS, Entry
 from part4_sft.extras.save_as import check_place, save_as
 from part4_sft.formats import read
 from part4_sft.preparation import Data
+from part4_sft.terminal.journals import journals
 
 REPORT_FILE = "README_Part4_SFT_Comprehensive.md"
 RESULTS = ("evaluation.json", "replies.json", "loss_curve.png", REPORT_FILE)
@@ -44,8 +44,9 @@ def check_inputs_kept(config: SFTConfig, data: Data) -> None:
     given = given_files(config)
     for path, pairs in data_files(config, data).items():
         is_given = any(same_file(path, one) for one in given)
-        is_rated = any(path.parent.glob(f"{escape(path.name)}.*.jsonl"))  # the journals of `label`
-        if not (is_given or is_rated) or not path.exists() or read(path, config.columns or ()).pairs == pairs:
+        is_rated = bool(journals(path))
+        columns = config.columns if is_given and config.columns else ()  # a rated file has our own keys
+        if not (is_given or is_rated) or not path.exists() or read(path, columns).pairs == pairs:
             continue
         check_kept(given, path)
         raise UserError(f"{path} holds ratings, and would be written over", "choose another --out-dir")

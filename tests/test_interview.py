@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from part4_sft import compare, label
-from part4_sft.terminal import interview
-from part4_sft.terminal.interview import Answers, Item, annotator, journal_of, journals, pace, replay
+from part4_sft.terminal import journals as journals_module
+from part4_sft.terminal.interview import Answers, Item, pace, replay
+from part4_sft.terminal.journals import annotator, journal_of, journals
 from part4_sft.terminal.screen import columns_of, wrapped
 from tests.conftest import Command, Terminal, TypeKeys, assert_refused
 
@@ -146,8 +147,8 @@ def test_names_of_annotators_go_into_names_of_files(tmp_path: Path, monkeypatch:
     for name in ("", "a/b", "a.b", "a b", "a" * 101):
         with pytest.raises(ArgumentTypeError, match="must be letters"):
             annotator(name)
-    monkeypatch.setattr(interview, "getuser", lambda: "DOMAIN\\anna b")
-    assert interview.login_name() == "DOMAIN_anna_b"
+    monkeypatch.setattr(journals_module, "getuser", lambda: "DOMAIN\\anna b")
+    assert journals_module.login_name() == "DOMAIN_anna_b"
     path = tmp_path / "pairs[1].json"
     journal_of(path, "anna").touch()
     journal_of(path, "ben").touch()

@@ -8,15 +8,11 @@ resumes where it stopped.
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
-import re
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from getpass import getuser
 from hashlib import sha256
 from itertools import chain, pairwise
 from pathlib import Path
@@ -30,23 +26,7 @@ from part4_sft.terminal.screen import BOLD, DIM, full_screen, read_keys, show, s
 BACK, SKIP, UNDO, QUIT, NEXT_PAGE = "-", "s", "u", "q", " "
 COMMANDS = {BACK: "back", SKIP: "skip", UNDO: "undo", QUIT: "quit"}  # keys that are in the journal beside the answers
 OLD_BACK = "b"  # in journals of old, and under people's fingers; no command where it is an answer, as in a blind test
-ANNOTATOR = r"[\w-]{1,100}"  # names that can be a part of a file's
 SITTING_BEGINS = "begin"  # stands in the journal before the keys of each sitting
-
-
-def annotator(name: str) -> str:
-    """Check a person's name, which becomes a part of a file's name. Raises ArgumentTypeError where it cannot be one."""
-    if not re.fullmatch(ANNOTATOR, name):
-        raise ArgumentTypeError(f"{name!r} must be letters, digits, - and _")
-    return name
-
-
-def login_name() -> str:
-    """Return the user's name on this machine, in characters that `annotator` allows."""
-    try:
-        return re.sub(r"[^\w-]", "_", getuser())
-    except (OSError, KeyError):  # a container may run as a number that has no name
-        return "somebody"
 
 
 @dataclass(frozen=True)
@@ -111,18 +91,6 @@ class Answers:
         in_turn = self.ids[position + 1 :] + self.ids[: position + 1]
         asked = (self.positions[id] for id in in_turn if id not in self.given or id in self.again)
         return next(asked, len(self.ids))
-
-
-def journal_of(path: Path, annotator: str) -> Path:
-    """Return the path of the journal that keeps what this person answers about this file."""
-    return path.with_name(f"{path.name}.{annotator}.jsonl")
-
-
-def journals(path: Path) -> dict[str, Path]:
-    """Find all journals beside a file, by annotator, but those of other files whose names begin with its name."""
-    paths = sorted(path.parent.glob(f"{glob.escape(path.name)}.*.jsonl"))
-    by_name = {journal.name[len(path.name) + 1 : -len(".jsonl")]: journal for journal in paths}
-    return {name: journal for name, journal in by_name.items() if re.fullmatch(ANNOTATOR, name)}
 
 
 def replay(items: list[Item], journal: Path, choices: Iterable[str]) -> Answers:

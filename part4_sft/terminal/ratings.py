@@ -17,7 +17,8 @@ from part3_pretrain.runtime.printable import printable
 from part4_sft.data_files.layouts import Columns
 from part4_sft.dataset import Pair
 from part4_sft.formats import load_pairs, relabel
-from part4_sft.terminal.interview import Item, interview, journal_of, journals, replay
+from part4_sft.terminal.interview import Item, interview, replay
+from part4_sft.terminal.journals import journal_of, journals
 
 CHOICES = {"1": "wrong", "2": "poor", "3": "usable", "4": "good", "5": "ideal"}
 DISPUTED = 2  # points between two people's ratings of a pair
