@@ -290,9 +290,14 @@ def test_a_file_that_somebody_has_rated_is_not_written_over_by_other_pairs(
     save_pairs(folder / "sft_dataset.json", made["sft_dataset"][:3])
     (folder / "sft_dataset.json.anna.jsonl").touch()
     before = (folder / "sft_dataset.json").read_bytes()
-    refused = command("--model", tiny_checkpoint, *in_folder(tmp_path))
-    assert_refused(refused, "sft_dataset.json holds ratings, and would be written over; choose another --out-dir")
-    assert (folder / "sft_dataset.json").read_bytes() == before
+    (tmp_path / "theirs.json").write_text(
+        json.dumps([{"Frage": f"Where is {n}?", "Antwort": "Here."} for n in range(4)])
+    )
+    theirs = ["--data", tmp_path / "theirs.json", "--columns", "context=Frage", "response=Antwort"]
+    for options in ([], theirs):
+        refused = command("--model", tiny_checkpoint, *in_folder(tmp_path), *options)
+        assert_refused(refused, "sft_dataset.json holds ratings, and would be written over; choose another --out-dir")
+        assert (folder / "sft_dataset.json").read_bytes() == before
     config = SFTConfig(data=folder / "sft_dataset.json", out_dir=folder)
     outputs.check_inputs_kept(config, {"sft_dataset": made["sft_dataset"][:3]})  # the ratings as they are
 
