@@ -8,7 +8,8 @@ from typing import Any
 
 from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option
 
-NEW_MODEL_RATE, GO_ON_RATE = 2e-3, 3e-4
+NEW_MODEL_RATE, GO_ON_RATE = 1e-2, 3e-4  # of Muon, and of AdamW
+NEW_MODEL_TOKENS, GO_ON_TOKENS = 2048, 1024
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 VOCAB_SIZE: dict[str, Any] = {"allowed": "300 to 2^24", "is_valid": lambda size: 300 <= size <= 2**24}
 
@@ -34,10 +35,16 @@ class PretrainConfig:
     conversations: int = option(175_000, "retail documents to read", **at_least(1))
     epochs: int = option(1, "how often every document is read", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary of a new model", **VOCAB_SIZE)
-    tokens_per_batch: int = option(1024, "tokens in one optimizer step, at most", **at_least(LONGEST_ROW))
+    tokens_per_batch: int = option(
+        None,
+        f"tokens in one optimizer step, at most; by default {NEW_MODEL_TOKENS} for a new model, {GO_ON_TOKENS} with "
+        "--model",
+        type=int,
+        **at_least(LONGEST_ROW),
+    )
     learning_rate: float = option(
         None,
-        f"AdamW's highest learning rate; by default {NEW_MODEL_RATE} for a new model, {GO_ON_RATE} with --model",
+        f"highest learning rate; by default {NEW_MODEL_RATE} for a new model (Muon), {GO_ON_RATE} with --model (AdamW)",
         type=float,
         **ABOVE_ZERO,
     )
@@ -58,5 +65,7 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", GO_ON_RATE if self.model else NEW_MODEL_RATE)
+        defaults = (GO_ON_TOKENS, GO_ON_RATE) if self.model else (NEW_MODEL_TOKENS, NEW_MODEL_RATE)
+        for name, value in zip(("tokens_per_batch", "learning_rate"), defaults):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)

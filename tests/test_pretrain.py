@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from part3_pretrain import run
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from part3_pretrain.config import PretrainConfig
+from part3_pretrain.config import NEW_MODEL_RATE, PretrainConfig
 from part3_pretrain.corpus import IGNORE_INDEX
 from part3_pretrain.huggingface.write import write_folder
 from part3_pretrain.loss_curve import smoothed
@@ -107,7 +107,9 @@ def test_batches_go_to_the_device_of_the_weights(tiny_model: Transformer) -> Non
         return losses[0]
 
     with pytest.raises(RuntimeError, match="meta"):  # whose loss is no number
-        run.training_step(LossModule(model, loss), run.make_optimizer(model), *torch.randint(600, (2, 2, 9)))
+        run.training_step(
+            LossModule(model, loss), run.make_optimizer(model, CONFIG, torch.float32), *torch.randint(600, (2, 2, 9))
+        )
     assert [tensor.is_meta for tensor in losses] == [True]
 
 
@@ -133,11 +135,13 @@ def test_every_text_is_seen_once_among_batches_to_copy(tiny_model: Transformer, 
     assert torch.equal(batches[0][0], make_batches(texts, checkpoint, CONFIG)[0][0])
 
 
-def test_a_step_is_adamw_on_the_mean_loss_with_a_clipped_gradient(tiny_model: Transformer) -> None:
+def test_going_on_takes_steps_of_adamw_on_the_mean_loss_with_a_clipped_gradient(
+    tiny_model: Transformer,
+) -> None:
     """As in GPT-3 (Brown et al. 2020, appendix B): betas 0.9 and 0.95, weight decay 0.1, gradients clipped at 1."""
     torch.manual_seed(0)
     model, naive = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
-    optimizer = run.make_optimizer(model)
+    optimizer = run.make_optimizer(model, PretrainConfig(model=Path("theirs.pt")), torch.float32)
     groups = [
         {"params": [p for name, p in naive.named_parameters() if ("norm" in name) == is_norm], "weight_decay": decay}
         for is_norm, decay in ((False, 0.1), (True, 0.0))
@@ -169,8 +173,9 @@ def test_the_loss_falls_at_the_learning_rates_of_the_schedule() -> None:
     _, losses = pretrain(read_corpus(CONFIG), replace(CONFIG, warmup_steps=150))
     hook.remove()
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 0.5
+    steps = range(1, len(rates) + 1)
     rising = math.ceil(len(rates) / 10)  # with 150, it would rise to the end
-    assert rates == [2e-3 * learning_rate_factor(step, rising, len(rates)) for step in range(1, len(rates) + 1)]
+    assert rates == [NEW_MODEL_RATE * learning_rate_factor(step, rising, len(rates)) for step in steps]
     assert len(losses) < len(rates)  # those of batches to copy are not reported
 
 
