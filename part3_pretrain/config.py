@@ -8,7 +8,7 @@ from typing import Any
 
 from part3_pretrain.runtime.cli import ABOVE_ZERO, PATH, SEED, at_least, option
 
-NEW_MODEL_RATE, GO_ON_RATE = 1e-2, 3e-4  # of Muon, and of AdamW
+NEW_MODEL_RATE, GO_ON_RATE = 3.5e-3, 3e-4  # of Muon, and of AdamW
 NEW_MODEL_TOKENS, GO_ON_TOKENS = 2048, 1024
 LONGEST_ROW = 256  # tokens; a longer document is cut into several rows
 VOCAB_SIZE: dict[str, Any] = {"allowed": "300 to 2^24", "is_valid": lambda size: 300 <= size <= 2**24}
@@ -32,7 +32,7 @@ class PretrainConfig:
         "checkpoint, folder of a Hugging Face model or GGUF file to go on from, instead of a new small model",
         **PATH,
     )
-    conversations: int = option(175_000, "retail documents to read", **at_least(1))
+    conversations: int = option(100_000, "retail documents to read", **at_least(1))
     epochs: int = option(1, "how often every document is read", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary of a new model", **VOCAB_SIZE)
     tokens_per_batch: int = option(

@@ -37,7 +37,7 @@ DOCUMENT_END = "<|endoftext|>"  # as other people's files of texts have it
 TOKENIZER_TEXTS = 10_000  # texts that the vocabulary is learnt from
 COPY_SHARE = 0.06  # batches of repeated random tokens for each batch of text, see `corpus.copy_batch`
 LOGITS = 128  # a multiple of it is computed, since a CPU compiles its products anew for every size
-MUON_BETAS = (0.9, 0.99)  # of the AdamW beside it: with 0.95 a new model learns less, from batches as small as ours
+MUON_BETAS = (0.9, 0.999)  # of the AdamW beside it: a shorter memory follows the noise of batches as small as ours
 ADAM_BETAS, WEIGHT_DECAY, MAX_GRADIENT_NORM = (0.9, 0.95), 0.1, 1.0
 
 Batch = tuple[Tensor, Tensor, bool]  # inputs and targets, (batch, time), and whether they are text or tokens to copy
