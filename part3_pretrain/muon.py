@@ -2,7 +2,7 @@
 
 Of the momentum of a matrix's gradient, Muon (Jordan et al. 2024) makes the nearest matrix whose singular values are
 all about 1. Directions that are rare in the gradient are learnt as fast as frequent ones, so fewer texts are enough.
-Embeddings and gains, of which a text moves few, are left to AdamW.
+Embeddings and the gains of norms are left to AdamW.
 
 `torch.optim.Muon` computes the same, but one matrix after another and always in bfloat16, which a processor without
 instructions for it multiplies ten times as slowly as float32.
