@@ -32,7 +32,7 @@ class PretrainConfig:
         "checkpoint, folder of a Hugging Face model or GGUF file to go on from, instead of a new small model",
         **PATH,
     )
-    conversations: int = option(120_000, "retail documents to read", **at_least(1))
+    conversations: int = option(160_000, "retail documents to read", **at_least(1))
     epochs: int = option(1, "how often every document is read", **at_least(1))
     vocab_size: int = option(2048, "entries of the vocabulary of a new model", **VOCAB_SIZE)
     tokens_per_batch: int = option(
