@@ -58,8 +58,15 @@ def test_same_seed_same_files(command: Command, tmp_path: Path) -> None:
         assert (second / name).read_bytes() == (tmp_path / name).read_bytes()
     loaded = load_checkpoint(CHECKPOINT)
     assert loaded.tokenizer.get_vocab_size() == loaded.model.config.vocab_size == 500
-    options: dict[str, object] = {"conversations": 60, "epochs": 1, "vocab_size": 500, "tokens_per_batch": 1024}
-    options |= {"learning_rate": 2e-3, "warmup_steps": 2, "device": "auto", "dtype": "auto", "shard": False, "seed": 5}
+    options: dict[str, object] = {"conversations": 60, "epochs": 1, "vocab_size": 500, "tokens_per_batch": 2048}
+    options |= {
+        "learning_rate": NEW_MODEL_RATE,
+        "warmup_steps": 2,
+        "device": "auto",
+        "dtype": "auto",
+        "shard": False,
+        "seed": 5,
+    }
     assert loaded.made_by == options | {"corpus": "synthetic retail documents"}
 
 
