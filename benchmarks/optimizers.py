@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,10 @@ from part3_pretrain.config import LONGEST_ROW, NEW_MODEL_RATE, NEW_MODEL_TOKENS,
 from part3_pretrain.loss_curve import BLUE, GREEN, ORANGE
 from part3_pretrain.model import Transformer
 from part3_pretrain.run import (
-    WEIGHT_DECAY,
     Batch,
     dtype_of_products,
     learning_rate_factor,
+    make_adamw,
     make_batches,
     make_optimizer,
     new_model,
@@ -56,21 +57,9 @@ class Side:
     curve: list[tuple[float, float]] = field(default_factory=list)
 
 
-def adamw(beta2: float) -> Callable[[Transformer, PretrainConfig, torch.dtype], torch.optim.Optimizer]:
-    """Return what makes AdamW with this memory of squared gradients."""
-
-    def make(model: Transformer, config: PretrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
-        matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-        gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)
-
-    return make
-
-
 SIDES = [
-    Side("AdamW, beta2 0.95", 2e-3, 1024, adamw(0.95)),
-    Side("AdamW, beta2 0.999", 2e-3, 1024, adamw(0.999)),
+    Side("AdamW, beta2 0.95", 2e-3, 1024, lambda model, *_: make_adamw(model, (0.9, 0.95))),
+    Side("AdamW, beta2 0.999", 2e-3, 1024, lambda model, *_: make_adamw(model, (0.9, 0.999))),
     Side("Muon", NEW_MODEL_RATE, NEW_MODEL_TOKENS, make_optimizer),
 ]
 
@@ -112,7 +101,7 @@ class Training:
         total = len(self.batches)
         module: nn.Module = data_parallel(self.model, next_token_loss, False, torch.float32)
         start = time.process_time()
-        with bfloat16_products(self.model, 1 if self.dtype == torch.bfloat16 else 2**30):
+        with bfloat16_products(self.model) if self.dtype == torch.bfloat16 else nullcontext():
             for step in range(total * part // PARTS, total * (part + 1) // PARTS):
                 factor = learning_rate_factor(step + 1, min(self.config.warmup_steps, total // 10), total)
                 for group in self.optimizer.param_groups:

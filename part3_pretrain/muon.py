@@ -35,13 +35,13 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, betas: tuple[float, float], weight_decay: float, dtype: torch.dtype) -> None:
-        blocks = [parameter for name, parameter in model.named_parameters() if "layers." in name]
-        matrices = [parameter for parameter in blocks if parameter.dim() == 2]
-        others = [parameter for parameter in model.parameters() if all(parameter is not one for one in matrices)]
-        groups = [
+        parameters = list(model.named_parameters())
+        matrices = [parameter for name, parameter in parameters if parameter.dim() > 1 and "layers." in name]
+        embeddings = [parameter for name, parameter in parameters if parameter.dim() > 1 and "layers." not in name]
+        groups: list[dict[str, Any]] = [
             {"params": matrices, "orthogonalises": True},
-            {"params": [parameter for parameter in others if parameter.dim() > 1], "orthogonalises": False},
-            {"params": [parameter for parameter in others if parameter.dim() == 1], "orthogonalises": False},
+            {"params": embeddings, "orthogonalises": False},
+            {"params": [parameter for _, parameter in parameters if parameter.dim() == 1], "orthogonalises": False},
         ]
         groups[-1]["weight_decay"] = 0.0
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay})

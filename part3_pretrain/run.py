@@ -248,14 +248,19 @@ def dtype_of_products(model: Transformer, config: PretrainConfig) -> torch.dtype
 def make_optimizer(model: nn.Module, config: PretrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
     """Return Muon for a new model, with its products in `dtype`, and AdamW for one that AdamW has trained before.
 
-    Such a model gains little from Muon (Liu et al. 2025). Weight decay leaves the gains of the norms alone.
+    Such a model gains little from Muon (Liu et al. 2025).
     """
-    if not config.model:
-        return Muon(model, MUON_BETAS, WEIGHT_DECAY, dtype)
+    if config.model:
+        return make_adamw(model, ADAM_BETAS)
+    return Muon(model, MUON_BETAS, WEIGHT_DECAY, dtype)
+
+
+def make_adamw(model: nn.Module, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Return AdamW whose weight decay leaves the gains of the norms alone."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     gains = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
+    return torch.optim.AdamW(groups, betas=betas, fused=True)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
