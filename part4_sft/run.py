@@ -55,7 +55,7 @@ def run(config: SFTConfig) -> dict[str, Any]:
         check_inputs_kept(config, data)
     with timed("pretraining", timing):
         if needs_pretraining(config):
-            rest = "fine-tuning, evaluation and controls take about two thirds of its time by default"
+            rest = "fine-tuning, evaluation and controls take about half of its time by default"
             log(f"{config.model} is missing, so Part 3 runs first and makes it; {rest}")
             files = None, config.model, config.out_dir
             pretrain(PretrainConfig(*files, device=config.device, seed=config.seed, resume=config.resume))
