@@ -4,6 +4,7 @@
     python -m part3_pretrain.pretrain --model MODEL --corpus outputs/real/pages.txt --checkpoint checkpoints/pages.pt
     python -m part4_sft.sft --model checkpoints/pages.pt --batch-size 4 --checkpoint-dir checkpoints/real --out-dir ...
     python -m benchmarks.real_model measure MODEL checkpoints/pages.pt checkpoints/real/sft_model.pt
+    python -m benchmarks.real_model losses MODEL
 
 The pages are policies, messages with the line that the help desk files them under, and the help desk's list of what
 customers say and under which name it goes: nobody replies in them.
@@ -14,7 +15,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from random import Random
+from statistics import mean
 
+from benchmarks import our_side
 from part3_pretrain import corpus
 from part3_pretrain.checkpoint import load_checkpoint
 from part3_pretrain.retail.documents import Write, filed_message, glossary, policy
@@ -48,11 +51,16 @@ def main() -> None:
     measure_options.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     measure_options.add_argument("--contexts", type=int, default=CONTEXTS, help="of each set (default: %(default)s)")
     measure_options.add_argument("--texts", type=Path, help="pairs of another kind: how likely they have become")
+    losses_options = commands.add_parser("losses", help="compare the loss of 50 steps in bfloat16 and in float32")
+    losses_options.add_argument("model", type=Path, metavar="MODEL")
     for command in (prepare_options, measure_options):
         command.add_argument("--seed", type=int, default=0, help="of pages and contexts (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(arguments.folder, arguments.documents, arguments.seed)
+        return
+    if arguments.command == "losses":
+        print(compare_number_formats(arguments.model))
         return
     rows = []
     for path in arguments.models:
@@ -93,6 +101,22 @@ def measure(path: Path, contexts: int, texts: Path | None, seed: int) -> tuple[d
         replies = generate_replies(checkpoint.model, encoder, chosen, Sampling.of(config), f"real/{name}")
         scores[name] = score(replies, chosen, wanted)
     return scores, perplexity
+
+
+def compare_number_formats(path: Path) -> str:
+    """Say how far the losses of fine-tuning with large layers in bfloat16 are from those in float32."""
+    losses = {}
+    for dtype in ("float32", "auto"):
+        checkpoint, config = load_checkpoint(path), SFTConfig(epochs=1, batch_size=4, dtype=dtype)
+        encoder = make_encoder(checkpoint, choose_template(checkpoint, None, None), config.max_length, 0)
+        examples = encoder.encode_all(trainable(make_datasets(0)["sft_dataset"], "high")[: 50 * config.batch_size])
+        losses[dtype] = [step.loss for step in our_side.fine_tune(checkpoint.model, examples, config).steps]
+    exact, rounded = losses.values()
+    differences = [other - one for one, other in zip(exact, rounded)]
+    return (
+        f"Loss of {len(exact)} steps in bfloat16 against float32: {mean(differences):+.4f} nats on average, at most "
+        f"{max(map(abs, differences)):.4f} apart; in the last {rounded[-1]:.4f} and {exact[-1]:.4f}."
+    )
 
 
 if __name__ == "__main__":

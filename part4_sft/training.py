@@ -244,7 +244,7 @@ def choose_step(model: Transformer, config: SFTConfig) -> Callable[..., Step]:
     """
     is_plain = model.embed_tokens.weight.device.type == "cpu" and not (config.compile or config.shard)
     if config.dtype == "auto" and is_plain and multiplies_bfloat16():
-        return bfloat16_products(model, LARGE_LAYER)(training_step)
+        return bfloat16_products(model, LARGE_LAYER, dithered=True)(training_step)
     return training_step
 
 

@@ -12,7 +12,7 @@ from torch.optim import Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from part4_sft.extras import bfloat16_adam
-from part4_sft.extras.bfloat16_adam import BFloat16Adam, round_stochastically
+from part4_sft.extras.bfloat16_adam import BFloat16Adam
 
 
 def make_weight(dtype: torch.dtype) -> nn.Parameter:
@@ -122,13 +122,3 @@ def test_the_state_of_several_processes_which_has_names_is_restored_to_the_bit(m
         }
         results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert torch.equal(*results)
-
-
-@pytest.mark.parametrize("value", [1.0, -2.5, 0.0, 1.001, -0.0301, 3.3e-12, 1e30])
-def test_rounding_goes_to_a_neighbour_and_is_right_on_average(value: float) -> None:
-    torch.manual_seed(0)
-    rounded = round_stochastically(torch.full((200_000,), value)).float()
-    neighbours = rounded.unique()
-    assert len(neighbours) <= 2
-    assert (neighbours - value).abs().max() <= abs(value) * 2**-7
-    assert rounded.double().mean().item() == pytest.approx(value, rel=2e-5)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from part3_pretrain.bfloat16 import make_noise, round_with
+
 # Copies in float32 of so many weights stay in a processor's cache; a GPU has no time to wait for thousands of small
 # operations, and half a gigabyte for fewer large ones.
 WEIGHTS_PER_CHUNK = {"cpu": 2**16, "cuda": 2**24}
@@ -95,12 +97,6 @@ def _update(chunk: list[Piece], step: int, group: dict[str, Any]) -> None:
     root = (square / (1 - beta2**step)).sqrt_().add_(eps)
     weight.addcdiv_(mean, root, value=-lr / (1 - beta1**step))
     for stored, new in ((weights, weight), (means, mean), (squares, square)):
-        rounded = round_stochastically(new) if stored[0].dtype == torch.bfloat16 else new
-        torch._foreach_copy_(stored, rounded.split([piece.numel() for piece in stored]))
-
-
-def round_stochastically(x: Tensor) -> Tensor:
-    """Round float32 numbers to one of their two neighbours in bfloat16, so that the expected value is the number."""
-    spacing = 2**16  # a bfloat16 is the upper half of a float32's 32 bits
-    noise = torch.randint(spacing, x.shape, dtype=torch.int32, device=x.device)
-    return (x.view(torch.int32) + noise).bitwise_and(-spacing).view(torch.float32).bfloat16()
+        if stored[0].dtype == torch.bfloat16:
+            new = round_with(new, make_noise(*new.shape, device=new.device))
+        torch._foreach_copy_(stored, new.split([piece.numel() for piece in stored]))
