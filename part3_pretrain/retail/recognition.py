@@ -23,8 +23,9 @@ from part3_pretrain.retail.world import (
 
 LONGEST_CONTEXT = 2000  # characters, several times what `draw_context` writes
 NO_ITEM = any_of(["it", *{in_person(mention, person) for mention in CUSTOMER["mentions"] for person in PERSONS}])
-ANY_NAME = r"\w+(?: (?!(?:the|my|their|that|because)\b)\w+){0,3}?"
-IT = rf"(?:(?:the|my|their) ({any_of(GOODS)})|(?:{NO_ITEM})|(?:the|my|their) ({ANY_NAME}))"
+ANY_NAME = r"[\w-]+(?: (?!(?:the|my|their|that|because)\b)[\w-]+){0,3}?"
+IT = rf"(?:{NO_ITEM}|(?:the|my|their) ({ANY_NAME}))"
+IT_AT_THE_END = rf"(?:(?:the|my|their) ({any_of(GOODS)})|{IT})"  # of any name, the first word would be enough there
 
 _Candidate = tuple[str, list[str], str]  # what stands between the slots of a text: the longest part, and all; a pattern
 
@@ -124,7 +125,7 @@ def phrases_of(intent: Intent) -> list[_Candidate]:
 def message_patterns(intent: Intent) -> list[_Candidate]:
     """Return a pattern for each of the intent's messages."""
     texts = [message.rstrip(".?!") for message in intent.messages]
-    return [_candidate(text, rf"(?<!\w){re.escape(text).replace(re.escape('{it}'), IT)}(?!\w)") for text in texts]
+    return [_candidate(text, rf"(?<!\w){re.escape(text).replace(re.escape('{it}'), IT_AT_THE_END)}(?!\w)") for text in texts]
 
 
 def _candidate(text: str, pattern: str) -> _Candidate:
