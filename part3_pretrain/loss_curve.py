@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from part3_pretrain.runtime.files import atomic_write
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 GREY = "0.45"
 FEW_STEPS = 60  # a moving average of fewer says little that their points do not
+
+
+def save_loss_curve(path: Path, losses: list[float]) -> None:
+    """Draw the loss of every step of pretraining on text, and its moving average."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    plot_losses(axes, range(1, len(losses) + 1), losses)
+    axes.set(title="Pretraining", xlabel="optimizer step on text", ylim=(0, None))
+    axes.set_ylabel("cross-entropy (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:

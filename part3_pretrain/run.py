@@ -12,7 +12,6 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,14 +20,13 @@ from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.config import LONGEST_ROW, PretrainConfig
 from part3_pretrain.induction import start_with_induction_heads
-from part3_pretrain.loss_curve import plot_losses
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.muon import Muon
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.cli import UserError, deciding_options, flag
 from part3_pretrain.runtime.device import choose_device
 from part3_pretrain.runtime.expected_time import TrainingTime
-from part3_pretrain.runtime.files import atomic_write, cannot_read, check_kept, check_not_folder
+from part3_pretrain.runtime.files import cannot_read, check_kept, check_not_folder
 from part3_pretrain.runtime.log import log
 from part3_pretrain.runtime.training_state import TrainingState, digest_of_weights
 from part3_pretrain.tokenizer import train_tokenizer
@@ -72,6 +70,8 @@ def run(config: PretrainConfig) -> None:
         with distributed.unsharded(trained.model):
             if distributed.rank() == 0:
                 save_checkpoint(config.checkpoint, replace(trained, made_by=made_by))
+                from part3_pretrain.loss_curve import save_loss_curve  # imports matplotlib, for which nothing waits
+
                 save_loss_curve(picture, losses)
     log(f"pretraining ended at {recent_mean(losses):.3f} nats per token, the mean loss of its last 20 steps")
     log(f"written: {config.checkpoint}, {picture}")
@@ -99,19 +99,6 @@ def read_corpus(config: PretrainConfig) -> list[str]:
             raise UserError(f"{path} holds no text", "leave it out")
         texts += found
     return texts
-
-
-def save_loss_curve(path: Path, losses: list[float]) -> None:
-    """Draw the loss of every step on text, and its moving average."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    plot_losses(axes, range(1, len(losses) + 1), losses)
-    axes.set(title="Pretraining", xlabel="optimizer step on text", ylim=(0, None))
-    axes.set_ylabel("cross-entropy (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def pretrain(

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.growth import Panel, draw
-from part3_pretrain.run import save_loss_curve as save_pretraining_curve
+from part3_pretrain.loss_curve import save_loss_curve as save_pretraining_curve
 from part4_sft.pictures import save_controls, save_coverage, save_loss_curve
 from part4_sft.report import CONTROLS
 

@@ -124,8 +124,12 @@ def phrases_of(intent: Intent) -> list[_Candidate]:
 @cache
 def message_patterns(intent: Intent) -> list[_Candidate]:
     """Return a pattern for each of the intent's messages."""
-    texts = [message.rstrip(".?!") for message in intent.messages]
-    return [_candidate(text, rf"(?<!\w){re.escape(text).replace(re.escape('{it}'), IT_AT_THE_END)}(?!\w)") for text in texts]
+    candidates = []
+    for message in intent.messages:
+        text = message.rstrip(".?!")
+        it = IT_AT_THE_END if text.endswith("{it}") else IT
+        candidates.append(_candidate(text, rf"(?<!\w){re.escape(text).replace(re.escape('{it}'), it)}(?!\w)"))
+    return candidates
 
 
 def _candidate(text: str, pattern: str) -> _Candidate:
