@@ -20,6 +20,7 @@ from part3_pretrain.bfloat16 import bfloat16_products, multiplies_bfloat16
 from part3_pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from part3_pretrain.config import LONGEST_ROW, PretrainConfig
 from part3_pretrain.induction import start_with_induction_heads
+from part3_pretrain.loss_curve import save_loss_curve
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.muon import Muon
 from part3_pretrain.runtime import distributed
@@ -70,8 +71,6 @@ def run(config: PretrainConfig) -> None:
         with distributed.unsharded(trained.model):
             if distributed.rank() == 0:
                 save_checkpoint(config.checkpoint, replace(trained, made_by=made_by))
-                from part3_pretrain.loss_curve import save_loss_curve  # imports matplotlib, for which nothing waits
-
                 save_loss_curve(picture, losses)
     log(f"pretraining ended at {recent_mean(losses):.3f} nats per token, the mean loss of its last 20 steps")
     log(f"written: {config.checkpoint}, {picture}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from part3_pretrain.checkpoint import Checkpoint, save_checkpoint
 from part3_pretrain.runtime.cli import UserError
 from part3_pretrain.runtime.files import atomic_write, check_kept, check_not_folder, check_writable, same_file
-from part4_sft import report
+from part4_sft import pictures, report
 from part4_sft.config import BEST_FILE, MODEL_FILE, STATE_FILE, SFTConfig
 from part4_sft.dataset import Pair, save_pairs
 from part4_sft.evaluation import UNSEEN_SETS, Entry
@@ -95,8 +95,6 @@ def save(
         with atomic_write(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(out / name)
-    from part4_sft import pictures  # imports matplotlib, for which the training need not wait
-
     pictures.save_loss_curve(curve, evaluation["steps"]["loss"], evaluation["by_epoch"])
     report.save_report(text, evaluation)
     if "curve" in evaluation.get("hand_over", {}):
