@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING
 
 from part3_pretrain.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind (Okabe and Ito 2008)
 GREY = "0.45"
@@ -18,7 +20,7 @@ FEW_STEPS = 60  # a moving average of fewer says little that their points do not
 
 def save_loss_curve(path: Path, losses: list[float]) -> None:
     """Draw the loss of every step of pretraining on text, and its moving average."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     plot_losses(axes, range(1, len(losses) + 1), losses)
     axes.set(title="Pretraining", xlabel="optimizer step on text", ylim=(0, None))
@@ -27,6 +29,13 @@ def save_loss_curve(path: Path, losses: list[float]) -> None:
     axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, in inches."""
+    from matplotlib.figure import Figure  # only now: it takes half a second, for which no training should wait
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:
@@ -53,4 +62,6 @@ def plot_losses(axes: Axes, x: Sequence[float], losses: Sequence[float]) -> None
 
 def whole_numbers() -> MaxNLocator:
     """Return what puts the ticks of an axis at whole numbers, 1, 2 or 5 times a power of ten apart."""
+    from matplotlib.ticker import MaxNLocator
+
     return MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True)

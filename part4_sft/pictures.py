@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from part3_pretrain.loss_curve import BLUE, GREEN, GREY, ORANGE, plot_losses, whole_numbers
+from part3_pretrain.loss_curve import BLUE, GREEN, GREY, ORANGE, new_figure, plot_losses, whole_numbers
 from part3_pretrain.runtime.files import atomic_write
 from part4_sft.report import chosen_point, controlled_models
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EPOCH_CURVES = {  # key in `by_epoch`: (label, marker and line, colour)
     "rated_4_or_more": ("share rated\n4.0 or more", "o-", BLUE),
@@ -27,7 +28,7 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
     epochs = [entry["epoch"] for entry in by_epoch]
     steps_per_epoch = len(losses) / epochs[-1]
     curves = {key: curve for key, curve in EPOCH_CURVES.items() if any(key in entry for entry in by_epoch)}
-    figure = Figure(figsize=(9.5, 7 if curves else 4), layout="constrained")
+    figure = new_figure(9.5, 7 if curves else 4)
     panels = figure.subplots(2 if curves else 1, 1, sharex=True, squeeze=False)[:, 0]
     upper, lower = panels[0], panels[-1]
     plot_losses(upper, [step / steps_per_epoch for step in range(1, len(losses) + 1)], losses)
@@ -56,7 +57,7 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
 
 def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
     """Draw the share of test replies that the model gives by itself against the quality of these."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     curve, chosen = hand_over["curve"], chosen_point(hand_over)
     coverage, quality = ([point[key] for point in curve] for key in ("coverage", "rated_4_or_more"))
@@ -88,7 +89,7 @@ def _room(shares: list[float]) -> tuple[float, float]:
 def save_controls(path: Path, evaluation: dict[str, Any]) -> None:
     """Draw for both models and each control the share of their replies that are rated 4.0 or more."""
     shares = {name: scores["rated_4_or_more"] for name, scores in controlled_models(evaluation).items()}
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = new_figure(9, 4.5)
     axes = figure.subplots()
     colors = [{"pretrained": GREY, "SFT": ORANGE}.get(name, BLUE) for name in shares]
     bars = axes.barh([*shares], [*shares.values()], color=colors)
