@@ -304,7 +304,7 @@ def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transf
         Pair("I want a refund.", "Done."),
         Pair("The jam is gone.", "Thank you for your message."),
     ]
-    model, _ = trained(tiny_model, encoder.encode_all(pairs), SFTConfig(learning_rate=1e-2, epochs=60, batch_size=8))
+    model, _ = trained(tiny_model, encoder.encode_all(pairs), SFTConfig(learning_rate=1e-5, epochs=60, batch_size=8))
     prompts = [encoder.encode_prompt(pair.context, 400) for pair in pairs]
     replies = generate(model, prompts, Sampling(temperature=0, max_new_tokens=40))
     assert encoder.decode([reply.ids for reply in replies]) == [pair.response for pair in pairs]
@@ -418,3 +418,18 @@ def test_large_layers_multiply_in_bfloat16_where_the_processor_does(
     model, _ = trained(tiny_model, examples, replace(FAST, **options))
     moved = (weights(exact) - weights(tiny_model)).norm()
     assert (weights(model) - weights(exact)).norm() < (0.1 if used else 1e-12) * moved
+
+
+def test_in_bfloat16_the_loss_falls_from_the_first_step_as_in_float32(
+    tiny_model: Transformer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published weights are bfloat16 numbers, and a step is a small part of the spacing between two of those."""
+    published = copy.deepcopy(tiny_model).bfloat16().float()
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(training, "LARGE_LAYER", 32)
+    falls = []
+    for dtype in ("float32", "auto"):
+        config = replace(FAST, learning_rate=1e-5, epochs=6, dtype=dtype)
+        steps = trained(published, examples[:8], config)[1].steps
+        falls.append(steps[0].loss - steps[-1].loss)
+    assert falls[1] == pytest.approx(falls[0], rel=0.05)
