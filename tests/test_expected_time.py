@@ -43,6 +43,14 @@ def test_a_training_is_told_from_its_first_steps_and_the_last_validation(
     assert told.index(f"fine-tuning: {expected}\n") == 5  # five seconds behind the first step
 
 
+def test_a_step_that_the_machine_delayed_is_not_taken_for_all(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    training = TrainingTime("pretraining", steps=5000)
+    for number in range(1, 5001):
+        clock.now += 60 if number == 2 else 0.1
+        training.step(number, None)
+    assert capsys.readouterr().out == "pretraining: about 8 minutes\n"
+
+
 def test_replies_are_told_of_from_the_first_batches(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     replies, told = RepliesTime(1280), []
     for _ in range(20):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 from part3_pretrain.runtime import distributed
 from part3_pretrain.runtime.log import log
 
 MEASURED = 5.0  # seconds of steps or replies that tell of the rest
+FEWEST_STEPS = 3  # so that one which the machine delayed is not taken for all
 
 
 class TrainingTime:
@@ -22,9 +24,9 @@ class TrainingTime:
     def __init__(self, stage: str, steps: int, epochs: int = 0) -> None:
         self.stage, self.steps, self.epochs = stage, steps, epochs
         self.last = time.perf_counter()
-        self.validation = self.in_steps = 0.0  # seconds: of the last validation, of all steps that are measured
-        self.first = 0  # number of the step that they follow: itself, it may compile or reserve memory
-        self.epochs_done, self.told = 0, False
+        self.validation = 0.0  # seconds that the last one took
+        self.seconds: list[float] = []  # of each step but the first in this process, which may reserve memory
+        self.is_first, self.epochs_done, self.told = True, 0, False
 
     def epoch(self, entry: dict[str, Any]) -> None:
         """Measure a validation, which has just ended with this entry of `by_epoch`."""
@@ -34,15 +36,15 @@ class TrainingTime:
     def step(self, number: int, step: object) -> None:
         """Measure a step, which has just ended; numbers begin at 1."""
         before, self.last = self.last, time.perf_counter()
-        if not self.first:
-            self.first = number
+        if self.is_first or self.told:
+            self.is_first = False
             return
-        self.in_steps += self.last - before
-        if self.told or self.in_steps < MEASURED:
-            return
-        self.told = True
-        steps = (self.steps - number) * self.in_steps / (number - self.first)
-        _tell(self.stage, steps + (self.epochs - self.epochs_done) * self.validation)
+        self.seconds.append(self.last - before)
+        typical = median(self.seconds)
+        if len(self.seconds) >= FEWEST_STEPS and typical * len(self.seconds) >= MEASURED:
+            self.told = True
+            validations = (self.epochs - self.epochs_done) * self.validation
+            _tell(self.stage, (self.steps - number) * typical + validations)
 
 
 class RepliesTime:
