@@ -57,6 +57,7 @@ def test_what_the_fine_tuned_model_is_not_sure_of_is_handed_over_unless_the_temp
     unsure = ask(CONTEXT, "--hand-over", 1, "--temperature", 5)
     assert unsure["sft"]["text"] == hand_over.REPLY != unsure["sft"]["draft"]
     assert unsure["sft"]["handed_over"] and not unsure["pretrained"]["handed_over"]
+    assert list(unsure["sft"]) == REPLY_KEYS  # the rubric rates a model's own words
     assert unsure["sft"]["draft"] == ask(CONTEXT, "--hand-over", 0, "--temperature", 5)["sft"]["text"] != draft
     assert not ask(CONTEXT, "--temperature", 0)["sft"]["handed_over"]
 

@@ -30,6 +30,29 @@ def draw(count: int, held_out: bool) -> list[tuple[Scenario, str, Random]]:
     return drawn
 
 
+@pytest.mark.parametrize(
+    ("context", "intent", "number"),
+    [
+        ("Where is order 48213?", "order_status", "48213"),
+        ("Where is my order #48213?", "order_status", "48213"),
+        ("where's my package, order number 48213", "order_status", "48213"),
+        ("My order number is 48213. Where is it?", "order_status", "48213"),
+        ("Please cancel order no. 12345 before it ships", "cancel", "12345"),
+        ("can i get an invoice for my last purchase", "invoice", None),
+        ("Where is my most recent order?", "order_status", None),
+    ],
+)
+def test_an_order_is_no_item_however_its_number_is_written(context: str, intent: str, number: str | None) -> None:
+    scenario = recognise(context)
+    assert scenario == Scenario(tuple(one for one in world.INTENTS if one.name == intent), "", number)
+
+
+def test_who_asks_for_a_refund_does_not_ask_where_a_parcel_is() -> None:
+    context = "Where is my refund for order 48213?"
+    assert recognise(context) is None and recognise("Where is my kettle?").item == "kettle"
+    assert invented(context, "We have released the refund for order 48213.") == []
+
+
 def test_whoever_writes_is_recognised_answered_as_the_rubric_wants_and_with_nothing_invented() -> None:
     kinds = Counter[str]()
     for held_out in (False, True):

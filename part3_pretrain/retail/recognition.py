@@ -22,9 +22,13 @@ from part3_pretrain.retail.world import (
 )
 
 LONGEST_CONTEXT = 2000  # characters, several times what `draw_context` writes
+ORDER = r"\border(?: (?:number|no\.?|nr\.?))?(?: is)?[ :#]+"  # what stands before its number
 NO_ITEM = any_of(["it", *{in_person(mention, person) for mention in CUSTOMER["mentions"] for person in PERSONS}])
+NO_NAME = any_of([mention.removeprefix("{my} ") for mention in CUSTOMER["mentions"] if mention.startswith("{my} ")])
+MY_LAST_ORDER = rf"(?:the|my|their) (?:most )?[\w-]+ (?:{NO_NAME})"
 ANY_NAME = r"[\w-]+(?: (?!(?:the|my|their|that|because)\b)[\w-]+){0,3}?"
-IT = rf"(?:{NO_ITEM}|(?:the|my|their) ({ANY_NAME}))"
+IT = rf"(?:{NO_ITEM}|{MY_LAST_ORDER}|{ORDER}\d+|(?:the|my|their) ({ANY_NAME}))"
+TOPICS = {topic.removeprefix("the ") for intent in INTENTS for topic in intent.topics}
 IT_AT_THE_END = rf"(?:(?:the|my|their) ({any_of(GOODS)})|{IT})"  # of any name, the first word would be enough there
 
 _Candidate = tuple[str, list[str], str]  # what stands between the slots of a text: the longest part, and all; a pattern
@@ -37,7 +41,7 @@ class _Mention:
     start: int
     end: int
     intent: Intent
-    item: str | None
+    item: str
 
     def is_part_of(self, other: _Mention) -> bool:
         longer = self.end - self.start < other.end - other.start
@@ -55,7 +59,7 @@ def recognise(context: str) -> Scenario | None:
     if service:
         # An item of no catalogue is invented or misspelled.
         items = PRODUCT.findall(context.lower()) or [one.item for one in service if one.item]
-        order = re.search(r"\border (\d+)", context, re.IGNORECASE)
+        order = re.search(rf"{ORDER}(\d+)", context, re.IGNORECASE)
         intents = tuple(dict.fromkeys(one.intent for one in service))
         return Scenario(intents, items[0] if items else "", order[1] if order else None)
     if mentions:  # a greeting may stand before what no shop can answer
@@ -71,7 +75,9 @@ def _find_service(context: str) -> Iterator[_Mention]:
         patterns += map(compiled, _may_be_in(lower, message_patterns(intent)))
         for pattern in patterns:
             for match in pattern.finditer(context):
-                yield _Mention(*match.span(), intent, next(filter(None, match.groups()), None))
+                item = next(filter(None, match.groups()), "")
+                if item.lower() not in TOPICS:  # "Where is my refund?" does not ask for a parcel
+                    yield _Mention(*match.span(), intent, item)
 
 
 def _may_be_in(lower: str, candidates: list[_Candidate]) -> Iterator[str]:
@@ -85,10 +91,10 @@ def _find_others(context: str) -> Iterator[_Mention]:
     """Small talk is a whole message: "Hi" before a question of another world does not make it one of this."""
     said = context.strip().rstrip(".?!")
     if intent := small_talk().get(said):
-        yield _Mention(0, len(said), intent, None)
+        yield _Mention(0, len(said), intent, "")
     for text, intent in outside():
         if text in context and (match := re.search(rf"(?<!\w){re.escape(text)}(?!\w)", context)):
-            yield _Mention(*match.span(), intent, None)
+            yield _Mention(*match.span(), intent, "")
 
 
 @cache

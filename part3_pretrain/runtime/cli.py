@@ -167,7 +167,8 @@ def parse(
     for one in options:
         value = getattr(parsed, one.name)
         if not one.metadata["is_valid"](value):
-            parser.error(f"{flag(one.name)} must be {one.metadata['allowed']}, not {value}")
+            given = value if str(value).strip() else repr(value)
+            parser.error(f"{flag(one.name)} must be {one.metadata['allowed']}, not {given}")
     return parsed
 
 

@@ -117,8 +117,7 @@ def converse(
         if as_json:
             values: dict[str, Any] = {"context": context}
             for name, (*_, reply) in streams.items():
-                judged = {"invented": invented(context, reply.text)} | rating_of(context, reply.text)
-                values[name] = reply._asdict() | (judged if is_rated else {"invented": []})
+                values[name] = reply._asdict() | judge(context, reply, is_rated)
             print(printable_json(values), flush=True)
         elif sys.stdout.isatty():
             show_side_by_side(context, streams, is_rated)
@@ -171,19 +170,28 @@ def rating_of(context: str, text: str) -> dict[str, Any]:
     return {"rating": rating.score, "faults": rating.faults}
 
 
+def judge(context: str, reply: Reply, is_rated: bool) -> dict[str, Any]:
+    """Return what programs are told of a reply; one that stands for the model's own words is not rated."""
+    if not is_rated or reply.text != reply.draft:
+        return {"invented": []}
+    return {"invented": invented(context, reply.text)} | rating_of(context, reply.text)
+
+
 def rating_in_words(context: str, text: str) -> str:
     rating = rating_of(context, text)
     return f"(rated {'; '.join([format(rating['rating'], '.1f'), *rating['faults']])})" if rating else ""
 
 
 def remarks(context: str, reply: Reply, is_rated: bool) -> str:
-    """Say in brackets what a reply that is handed over stands for, and if it is rated, how, and what it invents."""
-    draft = f"(handed over; its own words were: {reply.draft})" if reply.text != reply.draft else ""
+    """Say in brackets which words a hand-over stands for, or of the model's own words how they are rated."""
+    if reply.text != reply.draft:
+        hands_over_too = hand_over.EVIDENCE in reply.draft
+        return "" if hands_over_too else f"(handed over; its own words were: {reply.draft})"
     if not is_rated:
-        return draft
+        return ""
     unfounded = invented(context, reply.text)
     invention = f"(invented: {', '.join(unfounded)})" if unfounded else ""
-    return " ".join(filter(None, [draft, rating_in_words(context, reply.text), invention]))
+    return " ".join(filter(None, [rating_in_words(context, reply.text), invention]))
 
 
 def show_side_by_side(context: str, streams: dict[str, Iterator[Reply]], is_rated: bool = True) -> None:
