@@ -62,7 +62,7 @@ def main() -> None:
     samples = generate_samples(model, encoder, pairs, Sampling(arguments.temperature), seeds)
     drafts = {text: list(own) for text, own in zip(texts, zip(*(replies.texts for replies in samples)))}
     authors: dict[str, Replies] = {
-        f"the model, sure from {threshold:.2f} on": {text: keep_sure(drafts[text], threshold) for text in texts},
+        f"the model, sure from {threshold:.3g} on": {text: keep_sure(drafts[text], threshold) for text in texts},
         "the model, nothing handed over by threshold": drafts,
         **without_a_model(texts),
     }

@@ -62,7 +62,7 @@ def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
     curve, chosen = hand_over["curve"], chosen_point(hand_over)
     coverage, quality = ([point[key] for point in curve] for key in ("coverage", "rated_4_or_more"))
     axes.plot(coverage, quality, "o-", color=BLUE, label="each threshold of confidence")
-    label = f"the threshold in use: {hand_over['threshold']:.2f}"
+    label = f"the threshold in use: {hand_over['threshold']:.3g}"
     axes.plot(chosen["coverage"], chosen["rated_4_or_more"], "o", color=ORANGE, markersize=10, label=label)
     axes.set(title="What the model answers by itself", xlabel="share of the test replies (the others go to a person)")
     axes.set_ylabel("share of these rated 4.0 or more")

@@ -265,7 +265,7 @@ def _hand_over(hand_over: dict[str, Any], is_chosen: bool) -> list[str]:
     return [
         "A reply goes to a person, who reads the model's draft, where too few other replies that the model draws for "
         f"the same message claim the same. The threshold was {source}: "
-        f"{threshold:.2f}. **On the test the model answers {chosen['coverage']:.1%} by itself, with "
+        f"{threshold:.3g}. **On the test the model answers {chosen['coverage']:.1%} by itself, with "
         f"{chosen['rated_4_or_more']:.1%} rated 4.0 or more, and hands {1 - chosen['coverage']:.1%} to a person**; "
         f"without it, it would answer all with {curve[0]['rated_4_or_more']:.1%}.",
         "![Share of the test replies that the model gives by itself, and share of these rated 4.0 or more]"
