@@ -105,7 +105,7 @@ def coverage(points: list[tuple[float, float, float]], threshold: float) -> dict
 def test_the_coverage_curve_marks_the_threshold(drawn: Draw) -> None:
     (axes,) = drawn(save_coverage, coverage(CURVE, 0.5)).axes
     expected = {"each threshold of confidence": [[x, y] for _, x, y in CURVE]}
-    assert curves(axes) == expected | {"the threshold in use: 0.50": [[0.9, 0.8]]}
+    assert curves(axes) == expected | {"the threshold in use: 0.5": [[0.9, 0.8]]}
     assert labels(axes) == ["60%", "65%", "70%", "75%", "80%", "85%", "90%", "95%", "100%"]
 
 
