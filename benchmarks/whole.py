@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 
 from transformers import AutoModelForCausalLM
 
 from benchmarks import our_side, trl_side
 from benchmarks.fine_tuning import GROUPED
 from benchmarks.side_by_side import Measured, alternate, table
-from part4_sft.config import SFTConfig
 from part4_sft.dataset import make_datasets
 from part4_sft.evaluation import generate_replies
 from part4_sft.generation import Sampling
 from part4_sft.metrics import Replies, recognise_all, score
 
+CONFIG = replace(our_side.CONFIG, epochs=5)  # as many pairs a step as TRL takes here
 AN_HOUR = 3600  # seconds: the rate of a run is told in runs an hour
 THEIR_BATCH_SIZE = 100  # replies that transformers writes at once
 
@@ -29,14 +30,16 @@ def main() -> str:
     def measure_ours() -> Measured:
         start = time.perf_counter()
         trained = copy.deepcopy(model)
-        our_side.fine_tune(trained, examples, SFTConfig())
+        our_side.fine_tune(trained, examples, CONFIG)
         replies = [generate_replies(one, encoder, pairs, Sampling(), 0) for one in (model, trained)]
         bleu["part4_sft"] = [score(of_model, pairs, scenarios)["bleu"] for of_model in replies]
         return Measured(time.perf_counter() - start, AN_HOUR)
 
     def measure_theirs() -> Measured:
         start = time.perf_counter()
-        _, _, trained = trl_side.fine_tune(folder, examples, num_train_epochs=SFTConfig.epochs, **GROUPED)
+        _, _, trained = trl_side.fine_tune(
+            folder, examples, batch_size=CONFIG.batch_size, num_train_epochs=CONFIG.epochs, **GROUPED
+        )
         bleu["TRL"] = []
         for one in (AutoModelForCausalLM.from_pretrained(folder), trained):
             texts = encoder.decode(trl_side.generate(one.eval(), prompts, Sampling(), THEIR_BATCH_SIZE))
