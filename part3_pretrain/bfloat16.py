@@ -7,7 +7,8 @@ products goes into the third. Weights, gradients and optimizer stay in float32, 
 
 Most published weights are bfloat16 numbers, or close to them, and a step of fine-tuning changes a weight by a tenth of
 the spacing between two of those. Rounded to the nearest, it would multiply as before for several steps: 0.037 nats
-worse in SmolLM2's first 20 at 5e-5. So fine-tuning rounds with a fixed noise (dithering): a tenth of the weights move at once.
+worse in SmolLM2's first 20 at 5e-5. So fine-tuning rounds with a fixed noise (dithering): a tenth of the weights move
+at once.
 """
 
 from __future__ import annotations
