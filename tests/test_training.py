@@ -304,7 +304,7 @@ def test_a_model_learns_its_pairs_by_heart_and_where_they_end(tiny_model: Transf
         Pair("I want a refund.", "Done."),
         Pair("The jam is gone.", "Thank you for your message."),
     ]
-    model, _ = trained(tiny_model, encoder.encode_all(pairs), SFTConfig(learning_rate=1e-5, epochs=60, batch_size=8))
+    model, _ = trained(tiny_model, encoder.encode_all(pairs), SFTConfig(learning_rate=1e-2, epochs=60, batch_size=8))
     prompts = [encoder.encode_prompt(pair.context, 400) for pair in pairs]
     replies = generate(model, prompts, Sampling(temperature=0, max_new_tokens=40))
     assert encoder.decode([reply.ids for reply in replies]) == [pair.response for pair in pairs]
