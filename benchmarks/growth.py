@@ -10,16 +10,13 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
 from benchmarks import our_side
 from benchmarks.memory import SHAPES
 from benchmarks.side_by_side import peak_memory, run_python, seconds_of
 from part3_pretrain.corpus import IGNORE_INDEX
-from part3_pretrain.loss_curve import BLUE
+from part3_pretrain.loss_curve import BLUE, new_figure, save_figure
 from part3_pretrain.model import ModelConfig, Transformer
 from part3_pretrain.retail import world
-from part3_pretrain.runtime.files import atomic_write
 from part4_sft.config import SFTConfig
 from part4_sft.dataset import Pair, draw_pairs, make_datasets, save_pairs
 from part4_sft.encoding import Example
@@ -144,7 +141,7 @@ def make(count: int) -> None:
 
 def draw(panels: list[Panel], path: Path) -> None:
     """Draw one panel for each cost, all from zero."""
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure = new_figure(11, 6.5)
     figure.suptitle("What one costs, by how many there are: a flat line means twice as many take twice as long")
     for axes, (title, number, cost, points) in zip(figure.subplots(2, 3).flat, panels):
         axes.plot(*zip(*points), "o-", color=BLUE)
@@ -154,8 +151,7 @@ def draw(panels: list[Panel], path: Path) -> None:
         axes.set_xticks([n for n, _ in points], labels=labels)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pathlib import Path
 from random import Random
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from part3_pretrain import corpus
 from part3_pretrain.bfloat16 import bfloat16_products
 from part3_pretrain.checkpoint import Checkpoint
 from part3_pretrain.config import LONGEST_ROW, NEW_MODEL_RATE, NEW_MODEL_TOKENS, PretrainConfig
-from part3_pretrain.loss_curve import BLUE, GREEN, ORANGE
+from part3_pretrain.loss_curve import BLUE, GREEN, ORANGE, new_figure, save_figure
 from part3_pretrain.model import Transformer
 from part3_pretrain.run import (
     Batch,
@@ -39,7 +38,6 @@ from part3_pretrain.run import (
 )
 from part3_pretrain.runtime.cli import OneLineParser, exit_status
 from part3_pretrain.runtime.distributed import data_parallel
-from part3_pretrain.runtime.files import atomic_write
 from part4_sft.report import markdown_table
 
 OTHERS, SEED_OF_OTHERS = 1500, "optimizers"  # documents that no side learns from
@@ -132,7 +130,7 @@ def rows() -> list[list[str]]:
 
 
 def draw(path: Path) -> None:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     for side, color in zip(SIDES, (BLUE, GREEN, ORANGE)):
         axes.plot(*zip(*side.curve), ".-", color=color, label=side.name)
@@ -140,8 +138,7 @@ def draw(path: Path) -> None:
     axes.set_ylabel("loss on other documents (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,10 @@ from random import Random
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.our_side import load_model
-from part3_pretrain.loss_curve import BLUE, ORANGE
+from part3_pretrain.loss_curve import BLUE, ORANGE, new_figure, save_figure
 from part3_pretrain.model import Transformer
 from part3_pretrain.retail import rubric
 from part3_pretrain.runtime.cli import PATH, exit_status, option, parse
@@ -174,7 +173,7 @@ def results_table(results: Results) -> str:
 
 def draw(results: Results, path: Path) -> None:
     """Draw which pairs, how many and how long, side by side."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
     left, middle, right = figure.subplots(1, 3, sharey=True)
     kinds = {
         "nothing": "none",
@@ -194,8 +193,7 @@ def draw(results: Results, path: Path) -> None:
     epochs = range(1, LONGEST + 1)
     draw_intervals(right, [results[f"epoch {epoch}"] for epoch in epochs], epochs, line="-")
     right.set(title="how long, 500 high-quality pairs", xlabel="epochs", xticks=epochs)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
 
 
 def draw_intervals(axes: Axes, results: list[dict[str, Interval]], x: Sequence[int], line: str) -> None:

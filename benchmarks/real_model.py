@@ -105,11 +105,11 @@ def measure(path: Path, contexts: int, texts: Path | None, seed: int) -> tuple[d
 
 def compare_number_formats(path: Path) -> str:
     """Say how far the losses of fine-tuning with large layers in bfloat16 are from those in float32."""
-    losses = {}
+    pairs, losses = trainable(make_datasets(0)["sft_dataset"], "high"), {}
     for dtype in ("float32", "auto"):
         checkpoint, config = load_checkpoint(path), SFTConfig(epochs=1, batch_size=4, dtype=dtype)
         encoder = make_encoder(checkpoint, choose_template(checkpoint, None, None), config.max_length, 0)
-        examples = encoder.encode_all(trainable(make_datasets(0)["sft_dataset"], "high")[: 50 * config.batch_size])
+        examples = encoder.encode_all(pairs[: 50 * config.batch_size])
         losses[dtype] = [step.loss for step in our_side.fine_tune(checkpoint.model, examples, config).steps]
     exact, rounded = losses.values()
     differences = [other - one for one, other in zip(exact, rounded)]

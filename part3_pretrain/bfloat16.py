@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def bfloat16_products(model: nn.Module, smallest: int = 1, dithered: bool = Fals
         if isinstance(layer, nn.Linear) and min(layer.weight.shape) >= smallest
     }
     for layer, dtype in layers.items():
-        noise = make_noise(layer.in_features, generator=torch.Generator().manual_seed(0)) if dithered else None
+        noise = fixed_noise(layer.in_features) if dithered else None
         layer.forward = partial(_linear, layer, dtype, noise)  # type: ignore[method-assign]
     try:
         yield
@@ -59,6 +59,12 @@ def bfloat16_products(model: nn.Module, smallest: int = 1, dithered: bool = Fals
 def make_noise(*shape: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
     """Draw the noise of `round_with`."""
     return torch.randint(SPACING, shape, dtype=torch.int32, generator=generator, device=device)
+
+
+@cache  # asked for at every step, for every layer
+def fixed_noise(size: int) -> Tensor:
+    """Return the same noise at each call."""
+    return make_noise(size, generator=torch.Generator().manual_seed(0))
 
 
 def round_with(x: Tensor, noise: Tensor) -> Tensor:

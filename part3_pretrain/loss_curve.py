@@ -27,8 +27,7 @@ def save_loss_curve(path: Path, losses: list[float]) -> None:
     axes.set_ylabel("cross-entropy (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -36,6 +35,12 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # only now: it takes half a second, for which no training should wait
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, as a whole or not at all."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def smoothed(losses: Sequence[float], decay: float = 0.95) -> list[float]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from part3_pretrain.loss_curve import BLUE, GREEN, GREY, ORANGE, new_figure, plot_losses, whole_numbers
-from part3_pretrain.runtime.files import atomic_write
+from part3_pretrain.loss_curve import BLUE, GREEN, GREY, ORANGE, new_figure, plot_losses, save_figure, whole_numbers
 from part4_sft.report import chosen_point, controlled_models
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EPOCH_CURVES = {  # key in `by_epoch`: (label, marker and line, colour)
     "rated_4_or_more": ("share rated\n4.0 or more", "o-", BLUE),
@@ -52,7 +48,7 @@ def save_loss_curve(path: Path, losses: list[float], by_epoch: list[dict[str, An
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))  # beside the panel, where no line can be
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
@@ -71,7 +67,7 @@ def save_coverage(path: Path, hand_over: dict[str, Any]) -> None:
         axis.set_major_formatter(_percent)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _percent(share: float, place: float) -> str:
@@ -101,9 +97,4 @@ def save_controls(path: Path, evaluation: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter(_percent)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    _write(figure, path)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)
